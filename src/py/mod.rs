@@ -1,0 +1,67 @@
+//! The Python module `lowbit._core`: one function per operation, nothing decided here.
+
+mod error;
+
+use numpy::{PyArray1, PyArrayMethods};
+use pyo3::prelude::*;
+
+use crate::cpu::Level;
+use crate::stream::{Key, STREAM_VERSION};
+use crate::{parallel, stream};
+
+#[pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use super::{cpu_level, cpu_levels, get_num_threads, random_bits, set_cpu_level, set_num_threads};
+
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        if let Some(level) = Level::from_env()? {
+            level.set();
+        }
+        module.add("Error", module.py().get_type::<error::Error>())?;
+        module.add("DecodeError", module.py().get_type::<error::DecodeError>())?;
+        module.add("STREAM_VERSION", STREAM_VERSION)?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+#[pyfunction]
+fn cpu_levels() -> Vec<&'static str> {
+    Level::supported().into_iter().map(Level::name).collect()
+}
+
+#[pyfunction]
+fn cpu_level() -> &'static str {
+    Level::current().name()
+}
+
+#[pyfunction]
+fn set_cpu_level(name: &str) -> PyResult<()> {
+    Level::named("name", name)?.set();
+    Ok(())
+}
+
+#[pyfunction]
+fn get_num_threads() -> usize {
+    parallel::num_threads()
+}
+
+#[pyfunction]
+fn set_num_threads(n: usize) -> PyResult<()> {
+    Ok(parallel::set_num_threads(n)?)
+}
+
+#[pyfunction]
+fn random_bits(py: Python<'_>, k0: u64, k1: u64, n: usize, start: u64) -> PyResult<Bound<'_, PyArray1<u32>>> {
+    // SAFETY: every element is written below before anybody can see the array.
+    let out = unsafe { PyArray1::<u32>::new(py, [n], false) };
+    {
+        let mut words = out.try_readwrite()?;
+        let words = words.as_slice_mut()?;
+        py.detach(|| stream::random_bits(Key { k0, k1 }, start, words));
+    }
+    Ok(out)
+}
