@@ -5,8 +5,14 @@
 
 pub mod cpu;
 pub mod error;
+pub mod formats;
+pub mod pack;
 pub mod parallel;
+pub mod quantize;
+pub mod scale;
+mod simd;
 pub mod stream;
+pub mod view;
 
 #[cfg(feature = "python")]
 mod py;

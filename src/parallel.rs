@@ -113,6 +113,25 @@ impl<T> Shared<T> {
         // SAFETY: in bounds and disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Writes one element, or nothing if the slice does not reach there.
+    ///
+    /// # Safety
+    /// As for [`Shared::part`].
+    #[inline(always)]
+    pub(crate) unsafe fn put(&self, index: usize, value: T)
+    where
+        T: Copy,
+    {
+        if index < self.len {
+            // SAFETY: in bounds, and disjoint by the caller's promise.
+            unsafe { self.start.add(index).write(value) };
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,33 @@
 """Numbers below a byte: compute with 4 bits, send a real number in one."""
 
-from lowbit._core import DecodeError, Error, __version__, get_num_threads, set_num_threads
+from lowbit._core import (
+    DecodeError,
+    Error,
+    Format,
+    __version__,
+    formats,
+    get_format,
+    get_num_threads,
+    set_num_threads,
+)
 from lowbit._keys import Key, random_bits
+from lowbit._quant import Quantized, dequantize, fake_quantize, pack, quantize, unpack
 
 __all__ = [
     "DecodeError",
     "Error",
+    "Format",
     "Key",
+    "Quantized",
     "__version__",
+    "dequantize",
+    "fake_quantize",
+    "formats",
+    "get_format",
     "get_num_threads",
+    "pack",
+    "quantize",
     "random_bits",
     "set_num_threads",
+    "unpack",
 ]

@@ -1,6 +1,9 @@
 //! The Python module `lowbit._core`: one function per operation, nothing decided here.
 
+mod array;
 mod error;
+mod format;
+mod quantize;
 
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
@@ -11,6 +14,10 @@ use crate::{parallel, stream};
 
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use super::format::{Format, formats, get_format};
+    #[pymodule_export]
+    use super::quantize::{dequantize, fake_quantize, pack, quantize, round_with_words, unpack};
     #[pymodule_export]
     use super::{cpu_level, cpu_levels, get_num_threads, random_bits, set_cpu_level, set_num_threads};
 

@@ -1,0 +1,188 @@
+//! Codes of 1 to 16 bits to and from one flat bit string, least significant bit first, padded with zeros at its end.
+
+use crate::cpu::Level;
+use crate::error::{Error, Result};
+use crate::parallel::{self, Shared};
+use crate::simd;
+
+/// A code in memory: `u8` up to 8 bits, `u16` up to 16.
+pub trait Code: Copy + Send + Sync + Into<u32> {
+    /// The low bits of `word`.
+    fn low(word: u32) -> Self;
+
+    /// These codes as bytes, if they are bytes.
+    fn bytes(codes: &[Self]) -> Option<&[u8]>;
+
+    /// These codes as bytes, if they are bytes.
+    fn bytes_mut(codes: &mut [Self]) -> Option<&mut [u8]>;
+}
+
+impl Code for u8 {
+    #[inline(always)]
+    fn low(word: u32) -> u8 {
+        word as u8
+    }
+    #[inline(always)]
+    fn bytes(codes: &[u8]) -> Option<&[u8]> {
+        Some(codes)
+    }
+    #[inline(always)]
+    fn bytes_mut(codes: &mut [u8]) -> Option<&mut [u8]> {
+        Some(codes)
+    }
+}
+
+impl Code for u16 {
+    #[inline(always)]
+    fn low(word: u32) -> u16 {
+        word as u16
+    }
+    #[inline(always)]
+    fn bytes(_: &[u16]) -> Option<&[u8]> {
+        None
+    }
+    #[inline(always)]
+    fn bytes_mut(_: &mut [u16]) -> Option<&mut [u8]> {
+        None
+    }
+}
+
+/// Bytes that `n` codes of `bits` bits take.
+pub const fn packed_len(n: usize, bits: u32) -> usize {
+    // In 128 bits, so that no n overflows.
+    let bytes = (n as u128 * bits as u128).div_ceil(8);
+    if bytes > usize::MAX as u128 { usize::MAX } else { bytes as usize }
+}
+
+/// Packs codes into exactly [`packed_len`] bytes. Bits of a code above `bits` must be zero.
+#[inline(always)]
+pub(crate) fn pack_tile<C: Code>(level: Level, codes: &[C], bits: u32, out: &mut [u8]) {
+    debug_assert_eq!(out.len(), packed_len(codes.len(), bits), "{} codes of {bits} bits", codes.len());
+    match C::bytes(codes) {
+        Some(codes) if bits == 4 => return simd::merge_nibbles(level, codes, out),
+        Some(codes) if bits == 8 => return out.copy_from_slice(codes),
+        _ => {}
+    }
+    // Eight codes fill `bits` bytes.
+    for (codes, out) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
+        let word = codes.iter().rev().fold(0_u128, |word, &code| word << bits | u128::from(code.into()));
+        out.copy_from_slice(&word.to_le_bytes()[..out.len()]);
+    }
+}
+
+/// The inverse of [`pack_tile`].
+#[inline(always)]
+pub(crate) fn unpack_tile<C: Code>(level: Level, packed: &[u8], bits: u32, codes: &mut [C]) {
+    debug_assert_eq!(packed.len(), packed_len(codes.len(), bits), "{} codes of {bits} bits", codes.len());
+    match C::bytes_mut(codes) {
+        Some(codes) if bits == 4 => return simd::split_nibbles(level, packed, codes),
+        Some(codes) if bits == 8 => return codes.copy_from_slice(packed),
+        _ => {}
+    }
+    let mask = (1_u32 << bits) - 1;
+    for (packed, codes) in packed.chunks(bits as usize).zip(codes.chunks_mut(8)) {
+        let mut bytes = [0_u8; 16];
+        bytes[..packed.len()].copy_from_slice(packed);
+        let word = u128::from_le_bytes(bytes);
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code = C::low((word >> (i as u32 * bits)) as u32 & mask);
+        }
+    }
+}
+
+/// Codes per parallel chunk: a multiple of 8, so that chunks start on a byte.
+const CHUNK: usize = 1 << 15;
+
+/// Packs `codes` into `out`, which has [`packed_len`] bytes.
+pub fn pack<C: Code>(codes: &[C], bits: u32, out: &mut [u8]) -> Result<()> {
+    check_bits(bits)?;
+    if let Some(index) = codes.iter().position(|&code| code.into() >> bits != 0) {
+        let code: u32 = codes[index].into();
+        return Err(Error::argument("codes", format!("element {index} is {code}, which does not fit {bits} bits")));
+    }
+    let (level, out) = (Level::current(), Shared::new(out));
+    parallel::for_each(codes.len().div_ceil(CHUNK), |chunk| {
+        let part = chunk * CHUNK..codes.len().min((chunk + 1) * CHUNK);
+        // SAFETY: chunks start on a byte, so their bytes are disjoint; `out` is borrowed until `for_each` returns.
+        let bytes = unsafe { out.part(packed_len(part.start, bits)..packed_len(part.end, bits)) };
+        level.run(#[inline(always)] || pack_tile(level, &codes[part], bits, bytes));
+    });
+    Ok(())
+}
+
+/// Unpacks `codes.len()` codes from `packed`, which must have [`packed_len`] bytes and zero padding.
+pub fn unpack<C: Code>(packed: &[u8], bits: u32, codes: &mut [C]) -> Result<()> {
+    check(packed, codes.len(), bits)?;
+    let (level, n, codes) = (Level::current(), codes.len(), Shared::new(codes));
+    parallel::for_each(n.div_ceil(CHUNK), |chunk| {
+        let part = chunk * CHUNK..n.min((chunk + 1) * CHUNK);
+        let bytes = &packed[packed_len(part.start, bits)..packed_len(part.end, bits)];
+        // SAFETY: chunks are disjoint; `codes` is borrowed until `for_each` returns.
+        let codes = unsafe { codes.part(part) };
+        level.run(#[inline(always)] || unpack_tile(level, bytes, bits, codes));
+    });
+    Ok(())
+}
+
+/// Whether `packed` is `n` codes of `bits` bits, with zero padding.
+pub fn check(packed: &[u8], n: usize, bits: u32) -> Result<()> {
+    check_bits(bits)?;
+    check_packed("packed", packed, n, bits)
+}
+
+/// Checks the length and the zero padding of packed codes.
+pub(crate) fn check_packed(argument: &'static str, packed: &[u8], n: usize, bits: u32) -> Result<()> {
+    let want = packed_len(n, bits);
+    if packed.len() != want {
+        let reason = format!("{n} codes of {bits} bits take {want} bytes, but there are {}", packed.len());
+        return Err(Error::argument(argument, reason));
+    }
+    let used = (n as u128 * u128::from(bits) % 8) as u32;
+    if used != 0 && packed.last().is_some_and(|last| last >> used != 0) {
+        return Err(Error::argument(argument, "the unused bits of the last byte must be zero"));
+    }
+    Ok(())
+}
+
+/// Whether codes can have this many bits.
+pub fn check_bits(bits: u32) -> Result<()> {
+    if (1..=16).contains(&bits) {
+        return Ok(());
+    }
+    Err(Error::argument("bits", format!("{bits} is out of range; give 1 to 16")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_width_and_length_makes_a_round_trip_and_matches_the_bit_by_bit_twin() {
+        for bits in 1..=16_u32 {
+            for n in [0, 1, 2, 7, 8, 9, 31, 63, 64, 65, 1000] {
+                let codes: Vec<u16> = (0..n as u32).map(|i| (i.wrapping_mul(40_503) >> 3) as u16 & ((1_u32 << bits) - 1) as u16).collect();
+                let mut packed = vec![0; packed_len(n, bits)];
+                assert!(pack(&codes, bits, &mut packed).is_ok(), "{bits} bits, {n} codes");
+                let mut naive = vec![0_u8; packed.len()];
+                for (i, code) in codes.iter().enumerate() {
+                    for bit in (0..bits as usize).filter(|bit| code >> bit & 1 == 1) {
+                        let place = i * bits as usize + bit;
+                        naive[place / 8] |= 1 << (place % 8);
+                    }
+                }
+                assert_eq!(packed, naive, "{bits} bits, {n} codes");
+                let mut back = vec![0_u16; n];
+                assert!(unpack(&packed, bits, &mut back).is_ok_and(|()| back == codes), "{bits} bits, {n} codes");
+                if bits <= 8 {
+                    let narrow: Vec<u8> = codes.iter().map(|code| *code as u8).collect();
+                    for level in Level::supported() {
+                        let (mut again, mut codes) = (vec![0; packed.len()], vec![0_u8; n]);
+                        pack_tile(level, &narrow, bits, &mut again);
+                        unpack_tile(level, &again, bits, &mut codes);
+                        assert_eq!((again, codes), (packed.clone(), narrow.clone()), "{level:?} {bits} bits, {n} codes");
+                    }
+                }
+            }
+        }
+    }
+}

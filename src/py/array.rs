@@ -1,0 +1,149 @@
+//! NumPy arrays in and out: dtype, layout, overlap. What reaches the kernels has been checked here.
+
+use numpy::npyffi::NPY_ARRAY_WRITEABLE;
+use numpy::{PyArrayDescr, PyArrayDescrMethods, PyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+
+use super::error::Error;
+use crate::view::{Element, View, ViewMut};
+
+/// The float type of a dtype, and whether its byte order is the other one.
+fn element(descr: &Bound<'_, PyArrayDescr>) -> PyResult<Option<(Element, bool)>> {
+    let swapped = descr.is_native_byteorder() == Some(false);
+    let element = match (descr.kind(), descr.itemsize()) {
+        (b'f', 2) => Element::F16,
+        (b'f', 4) => Element::F32,
+        (b'f', 8) => Element::F64,
+        // ml_dtypes registers bfloat16 as a user type: kind V, recognised by its name.
+        (_, 2) if descr.getattr("name")?.extract::<String>()? == "bfloat16" => Element::Bf16,
+        _ => return Ok(None),
+    };
+    Ok(Some((element, swapped)))
+}
+
+/// The float type of a dtype that can be written: native byte order only.
+pub(super) fn native_element(descr: &Bound<'_, PyArrayDescr>) -> PyResult<Option<Element>> {
+    Ok(element(descr)?.and_then(|(element, swapped)| (!swapped).then_some(element)))
+}
+
+/// A pointer into an array's memory.
+fn data(array: &Bound<'_, PyUntypedArray>) -> *mut u8 {
+    // SAFETY: `as_array_ptr` points to a live PyArrayObject.
+    unsafe { (*array.as_array_ptr()).fields.data.cast() }
+}
+
+fn is_writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
+    // SAFETY: `as_array_ptr` points to a live PyArrayObject.
+    unsafe { (*array.as_array_ptr()).fields.flags & NPY_ARRAY_WRITEABLE != 0 }
+}
+
+/// The half-open range of addresses that an array's elements take.
+fn extent(array: &Bound<'_, PyUntypedArray>) -> (usize, usize) {
+    let start = data(array) as isize;
+    if array.is_empty() {
+        return (start as usize, start as usize);
+    }
+    let (mut low, mut high) = (start, start + array.dtype().itemsize() as isize);
+    for (&length, &stride) in array.shape().iter().zip(array.strides()) {
+        let reach = (length as isize - 1) * stride;
+        if reach < 0 { low += reach } else { high += reach }
+    }
+    (low as usize, high as usize)
+}
+
+fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> bool {
+    let ((a_low, a_high), (b_low, b_high)) = (extent(a), extent(b));
+    a_low < b_high && b_low < a_high
+}
+
+/// A float array that is read. Another Python thread that writes it meanwhile gets an undefined mixture of old and new
+/// numbers, as with NumPy itself.
+pub(super) struct Input<'a, 'py> {
+    pub array: &'a Bound<'py, PyUntypedArray>,
+    pub element: Element,
+    pub view: View<'a>,
+}
+
+impl<'a, 'py> Input<'a, 'py> {
+    pub fn new(argument: &str, array: &'a Bound<'py, PyUntypedArray>) -> PyResult<Self> {
+        let descr = array.dtype();
+        let Some((element, swapped)) = element(&descr)? else {
+            return Err(PyTypeError::new_err(format!(
+                "{argument}: dtype {descr} is not a float that rounds; use float32 (x.astype(numpy.float32)), float16, bfloat16 or float64"
+            )));
+        };
+        // SAFETY: NumPy vouches for the memory of a live array, which the borrow keeps alive.
+        let view = unsafe { View::new(data(array), element, swapped, array.shape(), array.strides()) };
+        Ok(Input { array, element, view })
+    }
+}
+
+/// A new C-contiguous array.
+pub(super) fn new_array<'py>(py: Python<'py>, shape: &[usize], descr: Bound<'py, PyArrayDescr>) -> PyResult<Bound<'py, PyUntypedArray>> {
+    // NumPy allocates: it asks for huge pages, without which a large fresh buffer costs more than any kernel.
+    let mut dims: Vec<isize> = shape.iter().map(|&length| length as isize).collect();
+    // SAFETY: the C API's own call; `descr` is a reference that it steals, and every element is written before use.
+    unsafe {
+        let array = numpy::PY_ARRAY_API.PyArray_NewFromDescr(
+            py,
+            numpy::npyffi::get_type_object(py, numpy::npyffi::NpyTypes::PyArray_Type),
+            descr.into_ptr().cast(),
+            dims.len() as _,
+            dims.as_mut_ptr().cast(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            0,
+            std::ptr::null_mut(),
+        );
+        Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
+    }
+}
+
+/// A new float32 array.
+pub(super) fn new_f32<'py>(py: Python<'py>, shape: &[usize]) -> Bound<'py, PyArrayDyn<f32>> {
+    PyArrayDyn::zeros(py, shape, false)
+}
+
+/// The dtype of an array, in native byte order.
+pub(super) fn native<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<'py, PyArrayDescr>> {
+    let descr = array.dtype();
+    if descr.is_native_byteorder() == Some(false) {
+        return Ok(descr.call_method1("newbyteorder", ("=",))?.cast_into()?);
+    }
+    Ok(descr)
+}
+
+/// Checks `out` against the shape and dtype it must have and, where there is one, the input it must not partly overlap.
+pub(super) fn check_out(
+    out: &Bound<'_, PyUntypedArray>,
+    shape: &[usize],
+    descr: &Bound<'_, PyArrayDescr>,
+    input: Option<&Bound<'_, PyUntypedArray>>,
+) -> PyResult<()> {
+    if !out.dtype().is_equiv_to(descr) {
+        return Err(PyTypeError::new_err(format!("out: has dtype {}, but the result is {descr}", out.dtype())));
+    }
+    if out.shape() != shape {
+        return Err(Error::new_err(format!("out: has shape {:?}, but the result has {shape:?}", out.shape())));
+    }
+    if !is_writeable(out) {
+        return Err(Error::new_err("out: is read-only; give an array that can be written"));
+    }
+    let own = out.shape().iter().zip(out.strides()).any(|(&length, &stride)| length > 1 && stride == 0);
+    if own {
+        return Err(Error::new_err("out: elements share memory (a broadcast array); give one with its own"));
+    }
+    let Some(input) = input else { return Ok(()) };
+    let same = data(out) == data(input) && out.strides() == input.strides() && out.dtype().is_equiv_to(&input.dtype());
+    if !same && overlap(out, input) {
+        return Err(Error::new_err("out: partly overlaps x in memory; give exactly x or separate memory"));
+    }
+    Ok(())
+}
+
+/// A view to write an array that [`check_out`] has passed, or that is new.
+pub(super) fn output<'a>(out: &'a Bound<'_, PyUntypedArray>, element: Element) -> ViewMut<'a> {
+    // SAFETY: writeable memory of a live array whose elements are distinct; the borrow keeps it alive.
+    unsafe { ViewMut::new(data(out), element, out.shape(), out.strides()) }
+}

@@ -1,0 +1,201 @@
+//! The inner loops: plain, branch-free, one element at a time, generic over grid, rounding and scale.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::formats::{Codes, Grid};
+
+/// The numbers that take x to t and back: `t = (x - sub) recip`, `y = value scale + add`.
+#[derive(Clone, Copy)]
+pub(super) struct Factor {
+    pub scale: f32,
+    pub recip: f32,
+    pub sub: f32,
+    pub add: f32,
+}
+
+impl Factor {
+    /// Without an offset `sub` is 0 and `add` is -0, which change no number, not even the sign of a zero.
+    #[inline(always)]
+    pub fn new(scale: f32, offset: Option<f32>) -> Self {
+        Factor { scale, recip: 1.0 / scale, sub: offset.unwrap_or(0.0), add: offset.unwrap_or(-0.0) }
+    }
+}
+
+/// The factor of each element of a run.
+pub(super) trait Factors: Copy {
+    fn at(&self, i: usize) -> Factor;
+}
+
+impl Factors for Factor {
+    #[inline(always)]
+    fn at(&self, _: usize) -> Factor {
+        *self
+    }
+}
+
+/// A factor for each element of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct Each<'a>(pub &'a [Factor]);
+
+impl Factors for Each<'_> {
+    #[inline(always)]
+    fn at(&self, i: usize) -> Factor {
+        self.0[i]
+    }
+}
+
+/// One way to round, known at compile time.
+pub(super) trait Round: Copy {
+    /// Whether it reads random words.
+    const RANDOM: bool;
+
+    /// The grid value that `t` is rounded to.
+    fn round<G: Grid>(grid: &G, t: f32, word: u32) -> f32;
+
+    /// The value that stands for it when reconstructed.
+    #[inline(always)]
+    fn shown(value: f32, _word: u32) -> f32 {
+        value
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Nearest;
+
+impl Round for Nearest {
+    const RANDOM: bool = false;
+
+    #[inline(always)]
+    fn round<G: Grid>(grid: &G, t: f32, _: u32) -> f32 {
+        grid.nearest(t)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Stochastic;
+
+impl Round for Stochastic {
+    const RANDOM: bool = true;
+
+    #[inline(always)]
+    fn round<G: Grid>(grid: &G, t: f32, word: u32) -> f32 {
+        grid.stochastic(t, word)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Dither;
+
+impl Dither {
+    /// The high 24 bits of the word plus a half, over 2^24, less a half: in (-1/2, 1/2), exact, never zero.
+    #[inline(always)]
+    fn shift(word: u32) -> f32 {
+        // 2^23 plus the high 23 bits, as a float; then the 24th bit and the half at their own places.
+        let high = f32::from_bits(word >> 9 | 0x4b00_0000) - 8_388_608.0;
+        let last = if word & 256 != 0 { 0.75 } else { 0.25 };
+        (high + last - 4_194_304.0) * (1.0 / 8_388_608.0)
+    }
+}
+
+impl Round for Dither {
+    const RANDOM: bool = true;
+
+    #[inline(always)]
+    fn round<G: Grid>(grid: &G, t: f32, word: u32) -> f32 {
+        grid.nearest(t + Self::shift(word))
+    }
+
+    #[inline(always)]
+    fn shown(value: f32, word: u32) -> f32 {
+        value - Self::shift(word)
+    }
+}
+
+/// A tile's work, one run of equal treatment at a time.
+pub(super) trait Tile {
+    fn run<F: Factors>(&mut self, range: Range<usize>, factors: F);
+}
+
+/// Numbers to the numbers they are rounded to.
+pub(super) struct Fake<'t, G, R> {
+    pub grid: G,
+    pub x: &'t [f32],
+    pub words: &'t [u32],
+    pub y: &'t mut [f32],
+    pub round: PhantomData<R>,
+}
+
+impl<G: Grid, R: Round> Tile for Fake<'_, G, R> {
+    #[inline(always)]
+    fn run<F: Factors>(&mut self, range: Range<usize>, factors: F) {
+        let x = &self.x[range.clone()];
+        let words = if R::RANDOM { &self.words[range.clone()] } else { &[] };
+        let y = &mut self.y[range];
+        for i in 0..x.len().min(y.len()) {
+            let word = if R::RANDOM { words[i] } else { 0 };
+            y[i] = back::<R>(R::round(&self.grid, to_t(x[i], factors.at(i)), word), word, x[i], factors.at(i));
+        }
+    }
+}
+
+/// Numbers to codes; `bad` remembers whether any was NaN after scaling.
+pub(super) struct Encode<'t, G, R> {
+    pub grid: G,
+    pub x: &'t [f32],
+    pub words: &'t [u32],
+    pub codes: &'t mut [u8],
+    pub bad: bool,
+    pub round: PhantomData<R>,
+}
+
+impl<G: Codes, R: Round> Tile for Encode<'_, G, R> {
+    #[inline(always)]
+    fn run<F: Factors>(&mut self, range: Range<usize>, factors: F) {
+        let x = &self.x[range.clone()];
+        let words = if R::RANDOM { &self.words[range.clone()] } else { &[] };
+        let codes = &mut self.codes[range];
+        let mut bad = 0_u32;
+        for i in 0..x.len().min(codes.len()) {
+            let word = if R::RANDOM { words[i] } else { 0 };
+            let t = to_t(x[i], factors.at(i));
+            bad |= u32::from(t.is_nan());
+            codes[i] = self.grid.encode(R::round(&self.grid, t, word)) as u8;
+        }
+        self.bad |= bad != 0;
+    }
+}
+
+/// Codes to numbers.
+pub(super) struct Decode<'t, G, R> {
+    pub grid: G,
+    pub codes: &'t [u8],
+    pub words: &'t [u32],
+    pub y: &'t mut [f32],
+    pub round: PhantomData<R>,
+}
+
+impl<G: Codes, R: Round> Tile for Decode<'_, G, R> {
+    #[inline(always)]
+    fn run<F: Factors>(&mut self, range: Range<usize>, factors: F) {
+        let codes = &self.codes[range.clone()];
+        let words = if R::RANDOM { &self.words[range.clone()] } else { &[] };
+        let y = &mut self.y[range];
+        for i in 0..codes.len().min(y.len()) {
+            let word = if R::RANDOM { words[i] } else { 0 };
+            y[i] = back::<R>(self.grid.decode(u32::from(codes[i])), word, 0.0, factors.at(i));
+        }
+    }
+}
+
+#[inline(always)]
+fn to_t(x: f32, factor: Factor) -> f32 {
+    (x - factor.sub) * factor.recip
+}
+
+/// The number that a grid value stands for; the canonical NaN where `x` or the scale is NaN.
+#[inline(always)]
+fn back<R: Round>(value: f32, word: u32, x: f32, factor: Factor) -> f32 {
+    let y = R::shown(value, word) * factor.scale + factor.add;
+    if x.is_nan() || factor.scale.is_nan() { f32::NAN } else { y }
+}

@@ -1,0 +1,255 @@
+//! The scale rules: what a group of numbers is observed for, and how that becomes a scale.
+//!
+//! A rule is a small record: a [`Statistic`] (how to `observe` numbers and `merge` two observations) and a `finish` that
+//! turns it into a scale and an offset for one format.
+
+use crate::error::{Error, Result};
+use crate::formats::Format;
+
+/// The bits of float32 infinity: anything at or above is not finite.
+const INFINITY_BITS: u32 = 0x7f80_0000;
+
+/// Elements summed before sums are joined: part of the definition of every float64 sum.
+pub const PIECE: usize = 4096;
+
+/// The smallest and largest scale a rule gives or a caller may give: the range whose reciprocal is exact enough.
+pub const SCALE_RANGE: (f32, f32) = (f32::from_bits(1 << 23), f32::from_bits((126 + 127) << 23));
+
+/// Which fields of an [`Observed`] a rule needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Statistic {
+    /// `magnitude`.
+    Amax,
+    /// `low` and `high`.
+    MinMax,
+    /// `magnitude`, `sum` and `squares`.
+    Moments,
+}
+
+/// What was seen in a group of numbers. Non-finite numbers propagate.
+#[derive(Clone, Copy, Debug)]
+pub struct Observed {
+    /// The bits of the largest magnitude: as integers they order as the floats do, NaN last.
+    magnitude: u32,
+    /// The order key of the smallest number.
+    low: i32,
+    /// The order key of the largest number.
+    high: i32,
+    /// Sum of magnitudes.
+    sum: f64,
+    /// Sum of squares.
+    squares: f64,
+    /// How many numbers.
+    count: usize,
+}
+
+impl Observed {
+    /// Nothing seen yet.
+    pub const NOTHING: Observed =
+        Observed { magnitude: 0, low: i32::MAX, high: i32::MIN, sum: 0.0, squares: 0.0, count: 0 };
+
+    /// Both observations together. Sums are added in the order of the calls.
+    #[must_use]
+    pub fn merge(self, next: Observed) -> Observed {
+        Observed {
+            magnitude: self.magnitude.max(next.magnitude),
+            low: self.low.min(next.low),
+            high: self.high.max(next.high),
+            sum: self.sum + next.sum,
+            squares: self.squares + next.squares,
+            count: self.count + next.count,
+        }
+    }
+
+    /// The largest magnitude.
+    pub fn amax(&self) -> f32 {
+        f32::from_bits(self.magnitude)
+    }
+
+    fn extremes(&self) -> (f32, f32) {
+        (f32::from_bits(order_key(self.low as u32) as u32), f32::from_bits(order_key(self.high as u32) as u32))
+    }
+}
+
+/// Signed integers that order as floats do (NaN at both ends, so it survives minimum and maximum); its own inverse.
+#[inline(always)]
+fn order_key(bits: u32) -> i32 {
+    (bits ^ ((bits as i32 >> 31) as u32 >> 1)) as i32
+}
+
+impl Statistic {
+    /// Observes at most [`PIECE`] numbers.
+    #[inline(always)]
+    pub fn observe(self, x: &[f32]) -> Observed {
+        match self {
+            Statistic::Amax => Observed { magnitude: magnitude(x), count: x.len(), ..Observed::NOTHING },
+            Statistic::MinMax => {
+                let fold = |(low, high): (i32, i32), x: &f32| {
+                    let key = order_key(x.to_bits());
+                    (low.min(key), high.max(key))
+                };
+                let (low, high) = x.iter().fold((i32::MAX, i32::MIN), fold);
+                Observed { low, high, count: x.len(), ..Observed::NOTHING }
+            }
+            Statistic::Moments => {
+                let (sum, squares) = lane_sums(x);
+                Observed { magnitude: magnitude(x), sum, squares, count: x.len(), ..Observed::NOTHING }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn magnitude(x: &[f32]) -> u32 {
+    x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff))
+}
+
+/// Sums of |x| and of x^2 in float64: element j goes to lane j mod 8, the lanes are joined pairwise.
+#[inline(always)]
+fn lane_sums(x: &[f32]) -> (f64, f64) {
+    let (mut sums, mut squares) = ([0.0_f64; 8], [0.0_f64; 8]);
+    let (rows, rest) = x.as_chunks::<8>();
+    for row in rows {
+        for lane in 0..8 {
+            let value = f64::from(row[lane]);
+            sums[lane] += value.abs();
+            squares[lane] += value * value;
+        }
+    }
+    for (lane, value) in rest.iter().enumerate() {
+        let value = f64::from(*value);
+        sums[lane] += value.abs();
+        squares[lane] += value * value;
+    }
+    let join = |l: [f64; 8]| ((l[0] + l[1]) + (l[2] + l[3])) + ((l[4] + l[5]) + (l[6] + l[7]));
+    (join(sums), join(squares))
+}
+
+/// A scale rule.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// The name users give.
+    pub name: &'static str,
+    /// What it observes.
+    pub statistic: Statistic,
+    /// Whether it gives an offset.
+    pub affine: bool,
+    /// Whether a format can use it.
+    accepts: fn(&Format) -> bool,
+    /// The raw scale and offset of what was observed; zero means "no information".
+    raw: fn(&Observed, &Format) -> (f32, f32),
+}
+
+/// Every rule, in order.
+pub const RULES: &[Rule] = &[
+    // The largest magnitude becomes the format's reference value.
+    Rule {
+        name: "amax",
+        statistic: Statistic::Amax,
+        affine: false,
+        accepts: |_| true,
+        raw: |seen, format| (seen.amax() / format.reference, 0.0),
+    },
+    // The smallest number becomes the lowest code and the largest the highest.
+    Rule {
+        name: "minmax",
+        statistic: Statistic::MinMax,
+        affine: true,
+        accepts: |format| format.uniform().is_some(),
+        raw: |seen, format| {
+            let (low, high) = seen.extremes();
+            let steps = format.uniform().map_or(1.0, |grid| grid.levels() - 1.0);
+            // Adding zero makes an offset of -0 plain 0.
+            (((f64::from(high) - f64::from(low)) / f64::from(steps)) as f32, low + 0.0)
+        },
+    },
+    // Statistics-aware weight binning: Choi et al., SysML 2019, equation 7; the guard is that of IBM's published code.
+    Rule {
+        name: "sawb",
+        statistic: Statistic::Moments,
+        affine: false,
+        accepts: |format| format.sawb.is_some(),
+        raw: |seen, format| {
+            let Some(fit) = format.sawb else { return (0.0, 0.0) };
+            let n = seen.count as f64;
+            let alpha = fit.rms_factor * (seen.squares / n).sqrt() - fit.mean_factor * (seen.sum / n);
+            let alpha = if alpha > 0.0 { alpha } else { f64::from(seen.amax()) };
+            let alpha = if seen.magnitude < INFINITY_BITS { alpha } else { f64::NAN };
+            ((alpha / fit.levels) as f32, 0.0)
+        },
+    },
+];
+
+impl Rule {
+    /// The rule of this name, if `format` can use it.
+    pub fn named(name: &str, format: &Format) -> Result<&'static Rule> {
+        let usable = || RULES.iter().filter(|rule| (rule.accepts)(format)).map(|rule| rule.name);
+        match RULES.iter().find(|rule| rule.name == name) {
+            Some(rule) if (rule.accepts)(format) => Ok(rule),
+            Some(_) => Err(Error::argument(
+                "scale",
+                format!("the rule {name:?} does not suit {}; it can use {}, or numbers", format.name, join(usable())),
+            )),
+            None => Err(Error::Unknown { argument: "scale", name: name.into(), known: join(usable()) + ", or numbers" }),
+        }
+    }
+
+    /// The names of the rules that `format` can use.
+    pub fn names_for(format: &Format) -> Vec<&'static str> {
+        RULES.iter().filter(|rule| (rule.accepts)(format)).map(|rule| rule.name).collect()
+    }
+
+    /// The scale and the offset of a group: NaN if it held anything not finite, 1 if it held only zeros (or, for an
+    /// affine rule, one number), else within [`SCALE_RANGE`].
+    #[inline(always)]
+    pub fn finish(&self, seen: &Observed, format: &Format) -> (f32, f32) {
+        if seen.count == 0 {
+            return (1.0, 0.0);
+        }
+        let (scale, offset) = (self.raw)(seen, format);
+        if !(scale.is_finite() && offset.is_finite()) {
+            return (f32::NAN, f32::NAN);
+        }
+        let (least, most) = SCALE_RANGE;
+        (if scale == 0.0 && self.nothing_lost(seen) { 1.0 } else { scale.clamp(least, most) }, offset)
+    }
+
+    /// Whether a scale of zero is the truth and not an underflow.
+    fn nothing_lost(&self, seen: &Observed) -> bool {
+        match self.statistic {
+            Statistic::MinMax => seen.low == seen.high || seen.extremes().0 == seen.extremes().1,
+            Statistic::Amax | Statistic::Moments => seen.magnitude == 0,
+        }
+    }
+}
+
+fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::all;
+
+    #[test]
+    fn every_default_rule_suits_its_format() {
+        for format in all() {
+            assert!(Rule::named(format.default_scale, format).is_ok(), "{}", format.name);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_propagates_through_every_statistic() {
+        for format in all() {
+            for rule in RULES.iter().filter(|rule| (rule.accepts)(format)) {
+                for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let mut x = vec![0.5_f32; 100];
+                    x[77] = bad;
+                    let seen = rule.statistic.observe(&x[..50]).merge(rule.statistic.observe(&x[50..]));
+                    assert!(rule.finish(&seen, format).0.is_nan(), "{} {} {bad}", format.name, rule.name);
+                }
+            }
+        }
+    }
+}
