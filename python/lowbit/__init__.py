@@ -10,6 +10,7 @@ from lowbit._core import (
     get_num_threads,
     set_num_threads,
 )
+from lowbit._files import load, save
 from lowbit._keys import Key, random_bits
 from lowbit._quant import Quantized, dequantize, fake_quantize, pack, quantize, unpack
 
@@ -25,9 +26,11 @@ __all__ = [
     "formats",
     "get_format",
     "get_num_threads",
+    "load",
     "pack",
     "quantize",
     "random_bits",
+    "save",
     "set_num_threads",
     "unpack",
 ]

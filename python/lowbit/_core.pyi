@@ -1,17 +1,155 @@
 """The compiled core: one function per operation. Use ``lowbit``; these signatures may change."""
 
+from collections.abc import Sequence
+from typing import Any, final
+
 import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
 STREAM_VERSION: int
 
-class Error(ValueError): ...
-class DecodeError(Error): ...
+class Error(ValueError):
+    """A bad argument; the message names it and says what would work."""
+
+class DecodeError(Error):
+    """Bytes that are not what they claim to be."""
+
+@final
+class Format:
+    """A number format; `lowbit.get_format` gives one by name."""
+
+    @property
+    def name(self) -> str:
+        """The name users give."""
+
+    @property
+    def bits(self) -> int:
+        """Bits per code."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The distinct values that rounding gives, ascending."""
+
+    @property
+    def decode_table(self) -> NDArray[np.float32]:
+        """The value of every code: ``2**bits`` entries."""
+
+    @property
+    def max(self) -> float:
+        """The largest value."""
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive value."""
+
+    @property
+    def signed(self) -> bool:
+        """Whether there are negative values."""
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the steps are equal: what offsets and dither need."""
+
+    @property
+    def reference(self) -> float:
+        """The value that the rule ``"amax"`` scales the largest magnitude to."""
+
+    @property
+    def default_scale(self) -> str:
+        """The rule that ``scale=None`` means."""
+
+    @property
+    def default_block(self) -> int | None:
+        """The block size that ``block_size=None`` means."""
+
+    @property
+    def scale_rules(self) -> list[str]:
+        """The scale rules it can use."""
+
+    @property
+    def source(self) -> str:
+        """Where it is defined."""
+
+def formats() -> list[str]:
+    """Return the names of the registered formats, in order."""
+
+def get_format(format: str | Format) -> Format:
+    """Return the format of this name.
+
+    Raises
+    ------
+    lowbit.Error
+        There is none; the message lists those there are.
+    """
 
 def cpu_levels() -> list[str]: ...
 def cpu_level() -> str: ...
 def set_cpu_level(name: str) -> None: ...
-def get_num_threads() -> int: ...
-def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int:
+    """Return how many threads a call may use."""
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use, 1 to 1024; results never depend on it."""
+
 def random_bits(k0: int, k1: int, n: int, start: int) -> NDArray[np.uint32]: ...
+def fake_quantize(
+    x: NDArray[Any],
+    format: str | Format,
+    scale: str | NDArray[np.float32] | None,
+    offset: NDArray[np.float32] | None,
+    axis: int | None,
+    block_size: int | None,
+    rounding: str,
+    key: tuple[int, int] | None,
+    out: NDArray[Any] | None,
+) -> NDArray[Any]: ...
+def quantize(
+    x: NDArray[Any],
+    format: str | Format,
+    scale: str | NDArray[np.float32] | None,
+    offset: NDArray[np.float32] | None,
+    axis: int | None,
+    block_size: int | None,
+    rounding: str,
+    key: tuple[int, int] | None,
+    out: NDArray[np.uint8] | None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None, NDArray[np.float32] | None]: ...
+def dequantize(
+    packed: NDArray[np.uint8],
+    format: str | Format,
+    shape: Sequence[int],
+    scale: NDArray[np.float32],
+    offset: NDArray[np.float32] | None,
+    axis: int | None,
+    block_size: int | None,
+    key: tuple[int, int] | None,
+    dtype: np.dtype[Any],
+    out: NDArray[Any] | None,
+) -> NDArray[Any]: ...
+def pack(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]: ...
+def unpack(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[Any]: ...
+def round_with_words(t: NDArray[np.float32], format: str | Format, words: NDArray[np.uint32]) -> NDArray[np.float32]: ...
+def quantized_to_bytes(
+    packed: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    offset: NDArray[np.float32] | None,
+    format: str | Format,
+    shape: Sequence[int],
+    axis: int | None,
+    block_size: int | None,
+    key_id: bytes | None,
+) -> bytes: ...
+def quantized_from_bytes(
+    data: bytes,
+) -> tuple[
+    NDArray[np.uint8],
+    NDArray[np.float32],
+    NDArray[np.float32] | None,
+    np.float32 | None,
+    Format,
+    Sequence[int],
+    int | None,
+    int | None,
+    bytes | None,
+]: ...

@@ -5,22 +5,32 @@
 
 use super::{AnyGrid, Codes, Format, Grid, moves_away};
 
-/// Zero and `+-4^n / gain`, n = -3..3. Code 0 is zero; `sign << 3 | e` with e = 1..7 is `+-4^(e - 4) / gain`.
+/// Zero and sign times power: code 0 is zero, `sign << 3 | e` with e = 1..7 is `+-4^(e - 4)`, or half of that in the odd
+/// phase.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Radix4 {
-    /// 1 for the even phase, 2 for the odd one: `Q_odd(x) = Q_even(2 x) / 2`.
-    gain: f32,
+    /// The largest magnitude: 64 or 32.
+    largest: f32,
+    /// The smallest magnitude: 1/64 or 1/128.
+    smallest: f32,
+    /// The lowest exponent bit of the powers, in place: even powers of two have odd biased exponents.
+    parity: u32,
 }
 
-/// The largest and the smallest magnitude of the even phase.
-const LARGEST: f32 = 64.0;
-const SMALLEST: f32 = 1.0 / 64.0;
+/// Exponent bits without the lowest one: what is left tells powers of four apart.
+const PAIR_OF_EXPONENTS: u32 = 0x7f00_0000;
 
-/// The magnitude bits of the power of four at or below `y`, for `y` at least [`SMALLEST`]: powers of four are the powers
-/// of two whose biased exponent is odd.
-#[inline(always)]
-fn power_at_or_below(y: f32) -> u32 {
-    (y.to_bits().wrapping_sub(1 << 23) | 1 << 23) & 0xff80_0000
+impl Radix4 {
+    const fn phase(odd: bool) -> Self {
+        let largest = if odd { 32.0 } else { 64.0 };
+        Radix4 { largest, smallest: largest / 4096.0, parity: if odd { 0 } else { 1 << 23 } }
+    }
+
+    /// The bits of the power at or below `y`, for `y` at least the smallest one.
+    #[inline(always)]
+    fn power_at_or_below(self, y: f32) -> u32 {
+        (y.to_bits().wrapping_sub(self.parity) & PAIR_OF_EXPONENTS) + self.parity
+    }
 }
 
 #[inline(always)]
@@ -29,60 +39,59 @@ fn with_sign(magnitude: u32, t: f32) -> f32 {
 }
 
 impl Grid for Radix4 {
-    /// Multiplying by 1.6 brings every threshold 0.625 4^n to a power of four; float32 does so without error at the
+    /// Multiplying by 1.6 brings every threshold, 0.625 times a power, to that power; float32 does so without error at the
     /// thresholds, so a tie goes away from zero and one ulp less does not.
     #[inline(always)]
     fn nearest(&self, t: f32) -> f32 {
-        let y = (t * self.gain).abs() * 1.6;
-        let y = if y > LARGEST { LARGEST } else { y };
-        let magnitude = if y >= SMALLEST { power_at_or_below(y) } else { 0 };
-        with_sign(magnitude, t) * (1.0 / self.gain)
+        let y = t.abs() * 1.6;
+        let y = if y > self.largest { self.largest } else { y };
+        with_sign(if y >= self.smallest { self.power_at_or_below(y) } else { 0 }, t)
     }
 
-    /// The fraction of the way to the next power is `(a / 4^n - 1) / 3`; only the multiplication by 1/3 rounds, so it is
-    /// within 2^-24 of exact.
+    /// The fraction of the way from a power to the next is `(a / power - 1) / 3`; only the multiplication by 1/3 rounds, so
+    /// it is within 2^-24 of exact.
     #[inline(always)]
     fn stochastic(&self, t: f32, word: u32) -> f32 {
-        let a = (t * self.gain).abs();
-        let a = if a > LARGEST { LARGEST } else { a };
-        let normal = a >= SMALLEST;
-        let below = power_at_or_below(a);
-        let reciprocal = f32::from_bits(0x7f00_0000_u32.wrapping_sub(below));
-        let q = if normal { (a * reciprocal - 1.0) * (1.0 / 3.0) } else { a * LARGEST };
-        let (near, far) = if normal { (below, below.wrapping_add(1 << 24)) } else { (0, SMALLEST.to_bits()) };
+        let a = t.abs();
+        let a = if a > self.largest { self.largest } else { a };
+        let below = self.power_at_or_below(a);
+        // The reciprocal of a power of two has the mirrored exponent.
+        let ratio = a * f32::from_bits(0x7f00_0000_u32.wrapping_sub(below));
+        let normal = a >= self.smallest;
+        let q = if normal { (ratio - 1.0) * (1.0 / 3.0) } else { a * (1.0 / self.smallest) };
+        let near = if normal { below } else { 0 };
+        let far = if normal { below.wrapping_add(1 << 24) } else { self.smallest.to_bits() };
         let negative = ((t.to_bits() as i32) >> 31) as u32;
-        let magnitude = if moves_away(q, word, negative) { far } else { near };
-        with_sign(magnitude, t) * (1.0 / self.gain)
+        with_sign(if moves_away(q, word, negative) { far } else { near }, t)
     }
 }
 
 impl Codes for Radix4 {
+    /// Both phases: halving the biased exponent of `4^(e - 4)`, 2 e + 119, or of half of it, 2 e + 118, gives e + 59.
     #[inline(always)]
     fn encode(&self, value: f32) -> u32 {
-        let bits = (value * self.gain).to_bits();
-        let exponent = bits >> 23 & 0xff;
-        // 4^(e - 4) has biased exponent 2 e + 119; zero has 0.
-        let e = (if exponent > 119 { exponent - 119 } else { 0 }) >> 1;
-        bits >> 28 & 8 | e
+        let bits = value.to_bits();
+        let half = bits >> 24 & 0x7f;
+        (if half > 59 { half - 59 } else { 0 }) | bits >> 28 & 8
     }
 
     #[inline(always)]
     fn decode(&self, code: u32) -> f32 {
         let e = code & 7;
-        let magnitude = if e > 0 { (2 * e + 119) << 23 } else { 0 };
-        f32::from_bits(magnitude | (code & 8) << 28) * (1.0 / self.gain)
+        let magnitude = if e > 0 { ((e + 59) << 24) + self.parity } else { 0 };
+        f32::from_bits(magnitude | (code & 8) << 28)
     }
 }
 
 const EVEN: Format = Format {
     name: "radix4",
     bits: 4,
-    reference: LARGEST,
+    reference: 64.0,
     default_scale: "amax",
     default_block: None,
     sawb: None,
     source: "Sun et al., NeurIPS 2020, section 3.3, figure 2c and equation 1 (the even phase)",
-    grid: AnyGrid::Radix4(Radix4 { gain: 1.0 }),
+    grid: AnyGrid::Radix4(Radix4::phase(false)),
 };
 
 /// The two phases of two-phase rounding. Both scale `amax` to 64, so the odd phase clips the largest number to 32: at one
@@ -92,7 +101,7 @@ pub const FORMATS: &[Format] = &[
     Format {
         name: "radix4_odd",
         source: "Sun et al., NeurIPS 2020, section 3.3, figure 4a (the odd phase: half of the even grid)",
-        grid: AnyGrid::Radix4(Radix4 { gain: 2.0 }),
+        grid: AnyGrid::Radix4(Radix4::phase(true)),
         ..EVEN
     },
 ];

@@ -1,6 +1,7 @@
 //! The Python module `lowbit._core`: one function per operation, nothing decided here.
 
 mod array;
+mod container;
 mod error;
 mod format;
 mod quantize;
@@ -14,6 +15,8 @@ use crate::{parallel, stream};
 
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use super::container::{quantized_from_bytes, quantized_to_bytes};
     #[pymodule_export]
     use super::format::{Format, formats, get_format};
     #[pymodule_export]

@@ -1,0 +1,169 @@
+//! A quantized array in the container: kind 1.
+
+use super::header::Header;
+use crate::error::{Error, Result};
+use crate::formats::Format;
+use crate::pack::{check_packed, packed_len};
+use crate::quantize::Grouping;
+use crate::scale::SCALE_RANGE;
+
+/// The kind of a quantized array.
+pub const KIND: u8 = 1;
+
+const HAS_OFFSET: u32 = 1;
+const DITHERED: u32 = 2;
+
+/// Stands for "no axis" where axes are one byte.
+const NO_AXIS: u8 = 0xff;
+
+/// Everything about a quantized array but its key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// The number format.
+    pub format: &'static str,
+    /// The array's shape.
+    pub shape: Vec<usize>,
+    /// How scales are shared.
+    pub axis: Option<usize>,
+    /// How scales are shared.
+    pub block_size: Option<usize>,
+    /// The id of the key it was dithered with.
+    pub key_id: Option<u64>,
+    /// The shape of scales and offsets, as many dimensions as `shape`.
+    pub scale_shape: Vec<usize>,
+    /// Whether there are offsets.
+    pub has_offset: bool,
+}
+
+/// The parts of a payload, borrowed from the container's bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Parts<'a> {
+    /// Scales, little-endian float32.
+    pub scale: &'a [u8],
+    /// Offsets, little-endian float32; empty if there are none.
+    pub offset: &'a [u8],
+    /// Packed codes.
+    pub packed: &'a [u8],
+}
+
+impl Quantized {
+    /// The container's header for these parts, and the length of the whole.
+    pub fn head(&self, parts: Parts) -> Result<(Vec<u8>, usize)> {
+        let mut parameters = Vec::new();
+        parameters.extend((self.block_size.unwrap_or(0) as u64).to_le_bytes());
+        self.scale_shape.iter().for_each(|length| parameters.extend((*length as u64).to_le_bytes()));
+        parameters.push(self.axis.map_or(NO_AXIS, |axis| axis as u8));
+        parameters.push(self.format.len() as u8);
+        parameters.extend(self.format.bytes());
+        let flags = if self.has_offset { HAS_OFFSET } else { 0 } | if self.key_id.is_some() { DITHERED } else { 0 };
+        let key_id = self.key_id.unwrap_or(0);
+        let header = Header { kind: KIND, codec: 0, flags, key_id, sender: 0, shape: self.shape.clone(), parameters };
+        let (head, framed) = header.to_bytes(parts.scale.len() + parts.offset.len() + parts.packed.len())?;
+        let length = head.len() + framed;
+        Ok((head, length))
+    }
+
+    /// Reads a container and checks everything in it, so that what it gives can be dequantized.
+    pub fn read(data: &[u8]) -> Result<(Quantized, Parts<'_>)> {
+        let (header, payload) = Header::read(data)?;
+        if header.kind != KIND || header.codec != 0 {
+            let reason = format!("this container holds kind {} codec {}, not a quantized array", header.kind, header.codec);
+            return Err(Error::decode(reason));
+        }
+        if header.flags & !(HAS_OFFSET | DITHERED) != 0 || header.sender != 0 {
+            return Err(Error::decode("unknown flags: written by a newer lowbit?"));
+        }
+        let mut parameters = Cursor(&header.parameters);
+        let block_size = parameters.size()?;
+        let scale_shape = header.shape.iter().map(|_| parameters.size()).collect::<Result<Vec<usize>>>()?;
+        let axis = parameters.take(1)?[0];
+        let length = parameters.take(1)?[0] as usize;
+        let name = parameters.take(length)?;
+        if !parameters.0.is_empty() {
+            return Err(Error::decode("parameters are longer than they should be"));
+        }
+        let name = str::from_utf8(name).map_err(|_| Error::decode("the format's name is not text"))?;
+        let format = Format::named(name).map_err(|error| Error::decode(error.to_string()))?;
+        let this = Quantized {
+            format: format.name,
+            axis: (axis != NO_AXIS).then_some(axis as usize),
+            block_size: (block_size > 0).then_some(block_size),
+            key_id: (header.flags & DITHERED != 0).then_some(header.key_id),
+            scale_shape,
+            has_offset: header.flags & HAS_OFFSET != 0,
+            shape: header.shape.clone(),
+        };
+        let scales = this.check(format)?.checked_mul(4).ok_or_else(|| Error::decode("too many scales"))?;
+        if this.key_id.is_none() && header.key_id != 0 {
+            return Err(Error::decode("a key id without dither"));
+        }
+        let mut payload = Cursor(payload);
+        let scale = payload.take(scales)?;
+        let offset = payload.take(if this.has_offset { scales } else { 0 })?;
+        let packed = payload.take(packed_len(header.count()?, format.bits))?;
+        if payload.0.len() >= 16 || payload.0.iter().any(|byte| *byte != 0) {
+            return Err(Error::decode("the payload's padding is not zero"));
+        }
+        let (least, most) = SCALE_RANGE;
+        if floats(scale).any(|scale| !(least..=most).contains(&scale)) || floats(offset).any(|offset| !offset.is_finite()) {
+            return Err(Error::decode("a scale or offset is out of range"));
+        }
+        check_packed("codes", packed, header.count()?, format.bits).map_err(|error| Error::decode(error.to_string()))?;
+        Ok((this, Parts { scale, offset, packed }))
+    }
+
+    /// Checks that the layout makes sense; gives the number of scales.
+    fn check(&self, format: &Format) -> Result<usize> {
+        let axis = self.axis.map(|axis| axis as isize);
+        let grouping = Grouping::new(self.shape.len(), axis, self.block_size).map_err(|error| Error::decode(error.to_string()))?;
+        if self.block_size.is_some() && self.axis.is_none() {
+            return Err(Error::decode("blocks without an axis"));
+        }
+        if (self.has_offset || self.key_id.is_some()) && format.uniform().is_none() {
+            return Err(Error::decode(format!("{} has neither offsets nor dither", format.name)));
+        }
+        let target = grouping.blocked_shape(&self.shape);
+        if self.scale_shape.iter().zip(&target).any(|(length, target)| length != target && *length != 1) {
+            return Err(Error::decode("the scales' shape does not fit the array's"));
+        }
+        let scales = self.scale_shape.iter().try_fold(1_usize, |n, length| n.checked_mul(*length));
+        scales.ok_or_else(|| Error::decode("too many scales"))
+    }
+}
+
+/// Writes a container into `memory`, which has the length that [`Quantized::head`] told.
+pub fn fill(head: &[u8], parts: Parts, memory: &mut [u8]) {
+    let (place, payload) = memory.split_at_mut(head.len());
+    place.copy_from_slice(head);
+    let mut rest = &mut *payload;
+    for piece in [parts.scale, parts.offset, parts.packed] {
+        let (place, after) = rest.split_at_mut(piece.len());
+        place.copy_from_slice(piece);
+        rest = after;
+    }
+    rest.fill(0);
+    if let Some((body, crc)) = payload.split_last_chunk_mut::<4>() {
+        *crc = crc32c::crc32c(body).to_le_bytes();
+    }
+}
+
+/// Little-endian float32 numbers.
+pub fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
+}
+
+/// Bytes read from the front.
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| Error::decode("shorter than its header says"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn size(&mut self) -> Result<usize> {
+        let bytes = self.take(8)?.first_chunk::<8>().copied().unwrap_or_default();
+        usize::try_from(u64::from_le_bytes(bytes)).map_err(|_| Error::decode("a length is beyond this machine"))
+    }
+}
