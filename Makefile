@@ -2,38 +2,64 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-SOURCES = Cargo.toml Cargo.lock pyproject.toml $(shell find src python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \))
+SOURCES = Cargo.toml Cargo.lock pyproject.toml README.md \
+          $(shell find src python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \))
+WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check fmt lint types doc cargo-test pytest bench golden clean
+.PHONY: help demo test cargo-test pytest check fmt lint types doc bench golden clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.tools:
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "lowbit needs Python 3.11 or newer"'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lowbit needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "maturin>=1.9.4,<2" "pip>=24"
 	touch $@
 
 # The wheel is built in release mode and installed as a user would install it.
 $(INSTALLED): $(VENV)/.tools $(SOURCES)
-	rm -rf build/wheel
-	$(BIN)/maturin build --release --quiet --interpreter $(BIN)/python --out build/wheel
-	$(BIN)/pip install --quiet --force-reinstall --no-deps build/wheel/*.whl
-	$(BIN)/pip install --quiet $$(ls build/wheel/*.whl)
+	rm -rf $(WHEEL)
+	$(BIN)/maturin build --release --quiet --interpreter $(BIN)/python --out $(WHEEL)
+	$(BIN)/pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
+	$(BIN)/pip install --quiet $(WHEEL)/*.whl
 	touch $@
 
 # One stamp for each extra of pyproject.toml that is installed beside the wheel.
 $(VENV)/.extra-%: $(INSTALLED)
-	$(BIN)/pip install --quiet "$$(ls build/wheel/*.whl)[$*]"
+	$(BIN)/pip install --quiet "$$(ls $(WHEEL)/*.whl)[$*]"
 	touch $@
 
-test: cargo-test pytest  ## cargo's tests, then pytest on the installed wheel (no torch needed)
+test: cargo-test pytest  ## run cargo's tests, then pytest on the installed wheel (no torch needed)
 
 cargo-test:
 	cargo test --release
 
 pytest: $(VENV)/.extra-test
-	$(BIN)/python -m pytest tests --doctest-modules --pyargs lowbit
+	$(BIN)/python -m pytest tests --pyargs lowbit
+
+check: fmt lint types doc test  ## run the full gate: format, lint, types, docs, tests
+
+fmt: $(VENV)/.extra-lint
+	cargo fmt --check
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.extra-lint
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features python -- -D warnings
+	$(BIN)/ruff check .
+
+types: $(VENV)/.extra-lint
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest lowbit._core --allowlist tests/stubtest-allowlist.txt
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
+
+golden: $(VENV)/.extra-test  ## add the golden files that are missing (never rewrites one)
+	$(BIN)/python tests/make_golden.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build target

@@ -142,7 +142,13 @@ impl std::fmt::Debug for Level {
 }
 
 /// The caller's float control word, put back when dropped.
-struct FloatState(#[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code, reason = "no control word here"))] u64);
+struct FloatState(
+    #[cfg_attr(
+        not(any(target_arch = "x86_64", target_arch = "aarch64")),
+        allow(dead_code, reason = "no control word here")
+    )]
+    u64,
+);
 
 #[cfg(target_arch = "x86_64")]
 impl FloatState {
@@ -231,7 +237,7 @@ mod tests {
 
     #[test]
     fn an_unknown_level_names_those_there_are() {
-        let error = Level::named("LOWBIT_CPU", "v9").map(|level| level.name()).map_err(|e| e.to_string());
+        let error = Level::named("LOWBIT_CPU", "v9").map(Level::name).map_err(|e| e.to_string());
         assert!(error.is_err_and(|message| message.contains("portable")), "the message lists the levels");
     }
 }

@@ -16,4 +16,10 @@ pub mod stream;
 pub mod view;
 
 #[cfg(feature = "python")]
+#[allow(
+    clippy::needless_pass_by_value,
+    clippy::too_many_arguments,
+    clippy::trivially_copy_pass_by_ref,
+    reason = "PyO3 decides how arguments arrive, and the Python signatures have many options"
+)]
 mod py;

@@ -105,7 +105,10 @@ pub fn pack<C: Code>(codes: &[C], bits: u32, out: &mut [u8]) -> Result<()> {
         let part = chunk * CHUNK..codes.len().min((chunk + 1) * CHUNK);
         // SAFETY: chunks start on a byte, so their bytes are disjoint; `out` is borrowed until `for_each` returns.
         let bytes = unsafe { out.part(packed_len(part.start, bits)..packed_len(part.end, bits)) };
-        level.run(#[inline(always)] || pack_tile(level, &codes[part], bits, bytes));
+        level.run(
+            #[inline(always)]
+            || pack_tile(level, &codes[part], bits, bytes),
+        );
     });
     Ok(())
 }
@@ -119,7 +122,10 @@ pub fn unpack<C: Code>(packed: &[u8], bits: u32, codes: &mut [C]) -> Result<()> 
         let bytes = &packed[packed_len(part.start, bits)..packed_len(part.end, bits)];
         // SAFETY: chunks are disjoint; `codes` is borrowed until `for_each` returns.
         let codes = unsafe { codes.part(part) };
-        level.run(#[inline(always)] || unpack_tile(level, bytes, bits, codes));
+        level.run(
+            #[inline(always)]
+            || unpack_tile(level, bytes, bits, codes),
+        );
     });
     Ok(())
 }
@@ -160,7 +166,9 @@ mod tests {
     fn every_width_and_length_makes_a_round_trip_and_matches_the_bit_by_bit_twin() {
         for bits in 1..=16_u32 {
             for n in [0, 1, 2, 7, 8, 9, 31, 63, 64, 65, 1000] {
-                let codes: Vec<u16> = (0..n as u32).map(|i| (i.wrapping_mul(40_503) >> 3) as u16 & ((1_u32 << bits) - 1) as u16).collect();
+                let codes: Vec<u16> = (0..n as u32)
+                    .map(|i| (i.wrapping_mul(40_503) >> 3) as u16 & ((1_u32 << bits) - 1) as u16)
+                    .collect();
                 let mut packed = vec![0; packed_len(n, bits)];
                 assert!(pack(&codes, bits, &mut packed).is_ok(), "{bits} bits, {n} codes");
                 let mut naive = vec![0_u8; packed.len()];
@@ -179,7 +187,11 @@ mod tests {
                         let (mut again, mut codes) = (vec![0; packed.len()], vec![0_u8; n]);
                         pack_tile(level, &narrow, bits, &mut again);
                         unpack_tile(level, &again, bits, &mut codes);
-                        assert_eq!((again, codes), (packed.clone(), narrow.clone()), "{level:?} {bits} bits, {n} codes");
+                        assert_eq!(
+                            (again, codes),
+                            (packed.clone(), narrow.clone()),
+                            "{level:?} {bits} bits, {n} codes"
+                        );
                     }
                 }
             }

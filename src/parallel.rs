@@ -18,7 +18,7 @@ static THREADS: AtomicUsize = AtomicUsize::new(0);
 struct Pool {
     process: u32,
     helpers: usize,
-    pool: ThreadPool,
+    threads: ThreadPool,
 }
 
 /// The newest pool. Pools are never freed: another thread may be using one, and after a fork the threads of the
@@ -60,8 +60,8 @@ fn pool(helpers: usize) -> Option<&'static Pool> {
         return Some(pool);
     }
     let name = |i| format!("lowbit-{i}");
-    let pool = ThreadPoolBuilder::new().num_threads(helpers).thread_name(name).build().ok()?;
-    let pool: &'static Pool = Box::leak(Box::new(Pool { process, helpers, pool }));
+    let threads = ThreadPoolBuilder::new().num_threads(helpers).thread_name(name).build().ok()?;
+    let pool: &'static Pool = Box::leak(Box::new(Pool { process, helpers, threads }));
     POOL.store(std::ptr::from_ref(pool).cast_mut(), Ordering::Release);
     Some(pool)
 }
@@ -79,7 +79,7 @@ pub fn for_each(chunks: usize, work: impl Fn(usize) + Sync) {
             work(chunk);
         }
     };
-    shared.pool.in_place_scope(|scope| {
+    shared.threads.in_place_scope(|scope| {
         for _ in 0..helpers {
             scope.spawn(|_| drain());
         }

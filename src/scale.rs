@@ -99,6 +99,54 @@ impl Statistic {
     }
 }
 
+/// Extremes of many groups side by side, one per column: for statistics that need no order.
+pub struct Columns {
+    statistic: Statistic,
+    low: Vec<i32>,
+    high: Vec<i32>,
+    /// Numbers seen in each column.
+    rows: usize,
+}
+
+impl Columns {
+    /// Nothing seen yet in `columns` columns; `None` for a statistic that needs numbers in order.
+    pub fn new(statistic: Statistic, columns: usize) -> Option<Self> {
+        let low = match statistic {
+            Statistic::Amax => Vec::new(),
+            Statistic::MinMax => vec![i32::MAX; columns],
+            Statistic::Moments => return None,
+        };
+        let high = vec![if statistic == Statistic::Amax { 0 } else { i32::MIN }; columns];
+        Some(Columns { statistic, low, high, rows: 0 })
+    }
+
+    /// Observes one number in each column.
+    #[inline(always)]
+    pub fn observe(&mut self, row: &[f32]) {
+        self.rows += 1;
+        if self.statistic == Statistic::Amax {
+            for (high, x) in self.high.iter_mut().zip(row) {
+                *high = (*high).max((x.to_bits() & 0x7fff_ffff) as i32);
+            }
+            return;
+        }
+        for ((low, high), x) in self.low.iter_mut().zip(&mut self.high).zip(row) {
+            let key = order_key(x.to_bits());
+            *low = (*low).min(key);
+            *high = (*high).max(key);
+        }
+    }
+
+    /// What was seen in column `column`.
+    pub fn seen(&self, column: usize) -> Observed {
+        let high = self.high[column];
+        match self.low.get(column) {
+            None => Observed { magnitude: high as u32, count: self.rows, ..Observed::NOTHING },
+            Some(&low) => Observed { low, high, count: self.rows, ..Observed::NOTHING },
+        }
+    }
+}
+
 #[inline(always)]
 fn magnitude(x: &[f32]) -> u32 {
     x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff))
@@ -190,7 +238,9 @@ impl Rule {
                 "scale",
                 format!("the rule {name:?} does not suit {}; it can use {}, or numbers", format.name, join(usable())),
             )),
-            None => Err(Error::Unknown { argument: "scale", name: name.into(), known: join(usable()) + ", or numbers" }),
+            None => {
+                Err(Error::Unknown { argument: "scale", name: name.into(), known: join(usable()) + ", or numbers" })
+            }
         }
     }
 

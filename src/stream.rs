@@ -142,7 +142,10 @@ pub fn random_bits(key: Key, start: u64, words: &mut [u32]) {
         let first = chunk * CHUNK;
         // SAFETY: chunks are disjoint, and `words` is borrowed until `for_each` returns.
         let part = unsafe { words.part(first..n.min(first + CHUNK)) };
-        level.run(#[inline(always)] || stream.fill(start.wrapping_add(first as u64), part));
+        level.run(
+            #[inline(always)]
+            || stream.fill(start.wrapping_add(first as u64), part),
+        );
     });
 }
 

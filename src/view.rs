@@ -161,6 +161,16 @@ impl<'a> View<'a> {
         moved
     }
 
+    /// The part of the array whose index along `axis` is in `range`.
+    #[must_use]
+    pub fn slice(&self, axis: usize, range: Range<usize>) -> Self {
+        let mut part = self.clone();
+        part.shape[axis] = range.len();
+        part.data = self.data.wrapping_offset(range.start as isize * self.strides[axis]);
+        part.walk = Walk::new(&part.shape, &part.strides);
+        part
+    }
+
     /// Elements `range` in C order: borrowed if they lie ready as float32, else gathered into `buffer`.
     #[inline(always)]
     pub fn read<'b>(&self, range: Range<usize>, buffer: &'b mut [f32]) -> &'b [f32]
@@ -195,24 +205,32 @@ impl<'a> View<'a> {
     #[inline(always)]
     fn gather(&self, range: Range<usize>, out: &mut [f32]) {
         let (data, swapped) = (self.data, self.swapped);
-        self.walk.runs(range, #[inline(always)] |position, offset, stride, count| {
-            let out = &mut out[position..position + count];
-            // SAFETY: `runs` yields only elements of the array, readable by the promise of `new`; a dense, aligned run
-            // of 16-bit floats is a slice of them.
-            unsafe {
-                let start = data.offset(offset);
-                let dense = !swapped && stride == self.element.size() as isize;
-                match self.element {
-                    Element::F16 if dense && start.cast::<f16>().is_aligned() => {
-                        std::slice::from_raw_parts(start.cast::<f16>(), count).convert_to_f32_slice(out);
+        self.walk.runs(
+            range,
+            #[inline(always)]
+            |position, offset, stride, count| {
+                let out = &mut out[position..position + count];
+                // SAFETY: `runs` yields only elements of the array, readable by the promise of `new`; a dense, aligned run
+                // of 16-bit floats is a slice of them.
+                unsafe {
+                    let start = data.offset(offset);
+                    let dense = !swapped && stride == self.element.size() as isize;
+                    match self.element {
+                        Element::F16 if dense && start.cast::<f16>().is_aligned() => {
+                            std::slice::from_raw_parts(start.cast::<f16>(), count).convert_to_f32_slice(out);
+                        }
+                        Element::F16 => {
+                            read(start, stride, swapped, out, |bits| f16::from_bits(u16::from_le_bytes(bits)).to_f32());
+                        }
+                        Element::Bf16 => read(start, stride, swapped, out, |bits: [u8; 2]| {
+                            f32::from_bits(u32::from(u16::from_le_bytes(bits)) << 16)
+                        }),
+                        Element::F32 => read(start, stride, swapped, out, f32::from_le_bytes),
+                        Element::F64 => read(start, stride, swapped, out, |bits| f64::from_le_bytes(bits) as f32),
                     }
-                    Element::F16 => read(start, stride, swapped, out, |bits| f16::from_bits(u16::from_le_bytes(bits)).to_f32()),
-                    Element::Bf16 => read(start, stride, swapped, out, |bits: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(bits)) << 16)),
-                    Element::F32 => read(start, stride, swapped, out, f32::from_le_bytes),
-                    Element::F64 => read(start, stride, swapped, out, |bits| f64::from_le_bytes(bits) as f32),
                 }
-            }
-        });
+            },
+        );
     }
 }
 
@@ -221,7 +239,13 @@ impl<'a> View<'a> {
 /// # Safety
 /// `out.len()` elements of N bytes, `stride` apart from `start` on, are readable.
 #[inline(always)]
-unsafe fn read<const N: usize>(start: *const u8, stride: isize, swapped: bool, out: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
+unsafe fn read<const N: usize>(
+    start: *const u8,
+    stride: isize,
+    swapped: bool,
+    out: &mut [f32],
+    convert: impl Fn([u8; N]) -> f32,
+) {
     // SAFETY: by the caller's promise; `[u8; N]` has no alignment.
     let at = |i: usize| unsafe { start.offset(i as isize * stride).cast::<[u8; N]>().read() };
     let reverse = swapped != cfg!(target_endian = "big");
@@ -249,8 +273,9 @@ unsafe fn read<const N: usize>(start: *const u8, stride: isize, swapped: bool, o
 pub struct ViewMut<'a> {
     data: *mut u8,
     element: Element,
+    shape: Vec<usize>,
+    strides: Vec<isize>,
     walk: Walk,
-    len: usize,
     borrow: PhantomData<&'a mut [u8]>,
 }
 
@@ -272,8 +297,28 @@ impl<'a> ViewMut<'a> {
     /// Every element that `shape` and `strides` (in bytes) reach from `data` is writable for `'a`, is reached once, and
     /// nobody else touches it meanwhile, except reads through a [`View`] of exactly the same layout.
     pub unsafe fn new(data: *mut u8, element: Element, shape: &[usize], strides: &[isize]) -> Self {
-        let (walk, len) = (Walk::new(shape, strides), shape.iter().product());
-        ViewMut { data, element, walk, len, borrow: PhantomData }
+        let walk = Walk::new(shape, strides);
+        ViewMut { data, element, shape: shape.to_vec(), strides: strides.to_vec(), walk, borrow: PhantomData }
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The part of the array whose index along `axis` is in `range`; `self` must not be used while it lives.
+    #[must_use]
+    pub fn slice(&self, axis: usize, range: Range<usize>) -> Self {
+        let mut shape = self.shape.clone();
+        shape[axis] = range.len();
+        let data = self.data.wrapping_offset(range.start as isize * self.strides[axis]);
+        let walk = Walk::new(&shape, &self.strides);
+        ViewMut { data, element: self.element, shape, strides: self.strides.clone(), walk, borrow: PhantomData }
     }
 
     /// Whether [`ViewMut::part`] gives slices.
@@ -283,7 +328,7 @@ impl<'a> ViewMut<'a> {
 
     /// The number of bytes the elements take.
     pub fn bytes(&self) -> usize {
-        self.len * self.element.size()
+        self.len() * self.element.size()
     }
 
     /// Where the first element lies.
@@ -298,7 +343,7 @@ impl<'a> ViewMut<'a> {
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     #[inline(always)]
     pub unsafe fn part(&self, range: Range<usize>) -> &mut [f32] {
-        debug_assert!(self.is_plain() && range.end <= self.len, "{range:?} of {}", self.len);
+        debug_assert!(self.is_plain() && range.end <= self.len(), "{range:?} of {}", self.len());
         // SAFETY: in bounds and exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.data.cast::<f32>().add(range.start), range.len()) }
     }
@@ -309,24 +354,28 @@ impl<'a> ViewMut<'a> {
     /// The range is in bounds, and no other live part and no concurrent `write` overlaps it.
     #[inline(always)]
     pub unsafe fn write(&self, start: usize, values: &[f32]) {
-        debug_assert!(start + values.len() <= self.len, "{start} + {} of {}", values.len(), self.len);
-        self.walk.runs(start..start + values.len(), #[inline(always)] |position, offset, stride, count| {
-            let values = &values[position..position + count];
-            // SAFETY: `runs` yields only elements of the array, writable by the promises of `new` and of the caller.
-            unsafe {
-                let start = self.data.offset(offset);
-                let dense = stride == self.element.size() as isize;
-                match self.element {
-                    Element::F16 if dense && start.cast::<f16>().is_aligned() => {
-                        std::slice::from_raw_parts_mut(start.cast::<f16>(), count).convert_from_f32_slice(values);
+        debug_assert!(start + values.len() <= self.len(), "{start} + {} of {}", values.len(), self.len());
+        self.walk.runs(
+            start..start + values.len(),
+            #[inline(always)]
+            |position, offset, stride, count| {
+                let values = &values[position..position + count];
+                // SAFETY: `runs` yields only elements of the array, writable by the promises of `new` and of the caller.
+                unsafe {
+                    let start = self.data.offset(offset);
+                    let dense = stride == self.element.size() as isize;
+                    match self.element {
+                        Element::F16 if dense && start.cast::<f16>().is_aligned() => {
+                            std::slice::from_raw_parts_mut(start.cast::<f16>(), count).convert_from_f32_slice(values);
+                        }
+                        Element::F16 => write(start, stride, values, |v| f16::from_f32(v).to_ne_bytes()),
+                        Element::Bf16 => write(start, stride, values, |v| bf16::from_f32(v).to_ne_bytes()),
+                        Element::F32 => write(start, stride, values, f32::to_ne_bytes),
+                        Element::F64 => write(start, stride, values, |v| f64::from(v).to_ne_bytes()),
                     }
-                    Element::F16 => write(start, stride, values, |v| f16::from_f32(v).to_ne_bytes()),
-                    Element::Bf16 => write(start, stride, values, |v| bf16::from_f32(v).to_ne_bytes()),
-                    Element::F32 => write(start, stride, values, f32::to_ne_bytes),
-                    Element::F64 => write(start, stride, values, |v| f64::from(v).to_ne_bytes()),
                 }
-            }
-        });
+            },
+        );
     }
 }
 

@@ -72,7 +72,7 @@ impl Codes for Radix4 {
     fn encode(&self, value: f32) -> u32 {
         let bits = value.to_bits();
         let half = bits >> 24 & 0x7f;
-        (if half > 59 { half - 59 } else { 0 }) | bits >> 28 & 8
+        half.saturating_sub(59) | bits >> 28 & 8
     }
 
     #[inline(always)]

@@ -76,7 +76,8 @@ impl Header {
             return Err(Error::decode("these bytes do not begin as a lowbit container does"));
         }
         if fixed[8] != VERSION.0 {
-            let reason = format!("container version {}.{} is not one this lowbit reads ({}.x)", fixed[8], fixed[9], VERSION.0);
+            let reason =
+                format!("container version {}.{} is not one this lowbit reads ({}.x)", fixed[8], fixed[9], VERSION.0);
             return Err(Error::decode(reason));
         }
         let word = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
@@ -110,8 +111,15 @@ impl Header {
         }
         checked("payload", rest)?;
         let parameters = header[FIXED + 8 * dims..used].to_vec();
-        let header =
-            Header { kind: fixed[10], codec: fixed[11], flags: word(12), key_id: long(32), sender: long(40), shape, parameters };
+        let header = Header {
+            kind: fixed[10],
+            codec: fixed[11],
+            flags: word(12),
+            key_id: long(32),
+            sender: long(40),
+            shape,
+            parameters,
+        };
         Ok((header, &rest[..rest.len() - CRC]))
     }
 }
@@ -121,7 +129,7 @@ fn count(shape: &[usize]) -> Result<usize> {
     // NumPy's rule: the dimensions other than zero must not overflow, even if there are no elements.
     let product = shape.iter().filter(|length| **length > 0).try_fold(1_usize, |n, length| n.checked_mul(*length));
     match product {
-        Some(n) if n <= isize::MAX as usize => Ok(if shape.contains(&0) { 0 } else { n }),
+        Some(n) if isize::try_from(n).is_ok() => Ok(if shape.contains(&0) { 0 } else { n }),
         _ => Err(Error::decode(format!("no array can have the shape {shape:?}"))),
     }
 }
@@ -143,7 +151,8 @@ mod tests {
     use super::*;
 
     fn sample() -> (Header, Vec<u8>) {
-        let header = Header { kind: 1, codec: 0, flags: 3, key_id: 7, sender: 9, shape: vec![3, 5], parameters: vec![1, 2, 3] };
+        let header =
+            Header { kind: 1, codec: 0, flags: 3, key_id: 7, sender: 9, shape: vec![3, 5], parameters: vec![1, 2, 3] };
         let payload = [5_u8; 21];
         let (mut bytes, framed) = header.to_bytes(payload.len()).unwrap_or_default();
         let start = bytes.len();

@@ -67,7 +67,8 @@ impl Quantized {
     pub fn read(data: &[u8]) -> Result<(Quantized, Parts<'_>)> {
         let (header, payload) = Header::read(data)?;
         if header.kind != KIND || header.codec != 0 {
-            let reason = format!("this container holds kind {} codec {}, not a quantized array", header.kind, header.codec);
+            let reason =
+                format!("this container holds kind {} codec {}, not a quantized array", header.kind, header.codec);
             return Err(Error::decode(reason));
         }
         if header.flags & !(HAS_OFFSET | DITHERED) != 0 || header.sender != 0 {
@@ -105,17 +106,21 @@ impl Quantized {
             return Err(Error::decode("the payload's padding is not zero"));
         }
         let (least, most) = SCALE_RANGE;
-        if floats(scale).any(|scale| !(least..=most).contains(&scale)) || floats(offset).any(|offset| !offset.is_finite()) {
+        if floats(scale).any(|scale| !(least..=most).contains(&scale))
+            || floats(offset).any(|offset| !offset.is_finite())
+        {
             return Err(Error::decode("a scale or offset is out of range"));
         }
-        check_packed("codes", packed, header.count()?, format.bits).map_err(|error| Error::decode(error.to_string()))?;
+        check_packed("codes", packed, header.count()?, format.bits)
+            .map_err(|error| Error::decode(error.to_string()))?;
         Ok((this, Parts { scale, offset, packed }))
     }
 
     /// Checks that the layout makes sense; gives the number of scales.
     fn check(&self, format: &Format) -> Result<usize> {
         let axis = self.axis.map(|axis| axis as isize);
-        let grouping = Grouping::new(self.shape.len(), axis, self.block_size).map_err(|error| Error::decode(error.to_string()))?;
+        let grouping =
+            Grouping::new(self.shape.len(), axis, self.block_size).map_err(|error| Error::decode(error.to_string()))?;
         if self.block_size.is_some() && self.axis.is_none() {
             return Err(Error::decode("blocks without an axis"));
         }
@@ -157,7 +162,8 @@ struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or_else(|| Error::decode("shorter than its header says"))?;
+        let (taken, rest) =
+            self.0.split_at_checked(count).ok_or_else(|| Error::decode("shorter than its header says"))?;
         self.0 = rest;
         Ok(taken)
     }

@@ -80,7 +80,11 @@ impl<'a, 'py> Input<'a, 'py> {
 }
 
 /// A new C-contiguous array.
-pub(super) fn new_array<'py>(py: Python<'py>, shape: &[usize], descr: Bound<'py, PyArrayDescr>) -> PyResult<Bound<'py, PyUntypedArray>> {
+pub(super) fn new_array<'py>(
+    py: Python<'py>,
+    shape: &[usize],
+    descr: Bound<'py, PyArrayDescr>,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
     // NumPy allocates: it asks for huge pages, without which a large fresh buffer costs more than any kernel.
     let mut dims: Vec<isize> = shape.iter().map(|&length| length as isize).collect();
     // SAFETY: the C API's own call; `descr` is a reference that it steals, and every element is written before use.

@@ -24,7 +24,7 @@ mod _core {
     #[pymodule_export]
     use super::{cpu_level, cpu_levels, get_num_threads, random_bits, set_cpu_level, set_num_threads};
 
-    use super::*;
+    use super::{Bound, Level, PyModule, PyModuleMethods, PyResult, STREAM_VERSION, error};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,6 +1,9 @@
 //! `quantize`, `dequantize`, `fake_quantize`, `pack`, `unpack`: arguments checked and handed on.
 
-use numpy::{PyArray1, PyArrayDescr, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{
+    PyArray1, PyArrayDescr, PyArrayDyn, PyArrayMethods, PyReadonlyArray1, PyReadonlyArrayDyn, PyUntypedArray,
+    PyUntypedArrayMethods,
+};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
@@ -10,7 +13,7 @@ use super::format::FormatArgument;
 use crate::error::{Error as Reason, Result};
 use crate::formats::{AnyGrid, Codes, Format, Visit};
 use crate::pack::{self as packing, packed_len};
-use crate::quantize::{self as kernels, Given, Grouping, Rounding, Scaling};
+use crate::quantize::{self as kernels, Given, Grouping, Rounding, Scaling, Spec};
 use crate::scale::{Rule, SCALE_RANGE};
 use crate::stream::{Key, Purpose};
 
@@ -24,7 +27,9 @@ pub(super) enum ScaleArgument<'py> {
 fn rounding_named(name: &str, key: Option<(u64, u64)>) -> PyResult<Rounding> {
     let keyed = |purpose| match key {
         Some((k0, k1)) => Ok(Key { k0, k1 }.purpose(purpose).stream()),
-        None => Err(Reason::argument("key", format!("rounding={name:?} needs one; give key=lowbit.Key(1234) or an int"))),
+        None => {
+            Err(Reason::argument("key", format!("rounding={name:?} needs one; give key=lowbit.Key(1234) or an int")))
+        }
     };
     Ok(match name {
         "nearest" => Rounding::Nearest,
@@ -45,7 +50,13 @@ struct GivenArrays<'a> {
 }
 
 impl<'a> GivenArrays<'a> {
-    fn new(format: &Format, shape: &[usize], grouping: Grouping, scale: &'a PyReadonlyArrayDyn<'_, f32>, offset: Option<&'a PyReadonlyArrayDyn<'_, f32>>) -> PyResult<Self> {
+    fn new(
+        format: &Format,
+        shape: &[usize],
+        grouping: Grouping,
+        scale: &'a PyReadonlyArrayDyn<'_, f32>,
+        offset: Option<&'a PyReadonlyArrayDyn<'_, f32>>,
+    ) -> PyResult<Self> {
         let blocked = grouping.blocked_shape(shape);
         let strides = broadcast("scale", scale.shape(), &blocked)?;
         let numbers = scale.as_slice()?;
@@ -60,7 +71,11 @@ impl<'a> GivenArrays<'a> {
                 check_offset(format, offset)?;
                 // The Python layer has given both one shape.
                 if offset.shape() != scale.shape() {
-                    return Err(Error::new_err(format!("offset: has shape {:?}, but scale has {:?}", offset.shape(), scale.shape())));
+                    return Err(Error::new_err(format!(
+                        "offset: has shape {:?}, but scale has {:?}",
+                        offset.shape(),
+                        scale.shape()
+                    )));
                 }
                 Some(offset.as_slice()?)
             }
@@ -80,7 +95,9 @@ fn check_offset(format: &Format, offset: &PyReadonlyArrayDyn<'_, f32>) -> PyResu
     }
     let numbers = offset.as_slice()?;
     if let Some(index) = numbers.iter().position(|offset| !offset.is_finite()) {
-        return Err(Reason::argument("offset", format!("element {index} is {}; it must be finite", numbers[index])).into());
+        return Err(
+            Reason::argument("offset", format!("element {index} is {}; it must be finite", numbers[index])).into()
+        );
     }
     Ok(())
 }
@@ -160,7 +177,7 @@ pub(super) fn fake_quantize<'py>(
     {
         let target = output(&out, input.element);
         with_scaling(format, x.shape(), grouping, scale.as_ref(), offset.as_ref(), (&mut [], &mut []), |scaling| {
-            py.detach(|| kernels::fake_quantize(&input.view, format, grouping, scaling, rounding, &target))
+            py.detach(|| kernels::fake_quantize(&input.view, Spec { format, grouping, rounding }, scaling, &target))
         })??;
     }
     Ok(out)
@@ -217,7 +234,7 @@ pub(super) fn quantize<'py>(
             offsets.as_mut().map(|offsets| offsets.as_slice_mut()).transpose()?.unwrap_or_default(),
         );
         with_scaling(format, x.shape(), grouping, scale.as_ref(), offset.as_ref(), written, |scaling| {
-            py.detach(|| kernels::quantize(&input.view, format, grouping, scaling, rounding, target))
+            py.detach(|| kernels::quantize(&input.view, Spec { format, grouping, rounding }, scaling, target))
         })??;
     }
     Ok((packed, new_scale, new_offset))
@@ -254,11 +271,16 @@ pub(super) fn dequantize<'py>(
     };
     {
         let Some(element) = super::array::native_element(&out.dtype())? else {
-            return Err(PyTypeError::new_err(format!("dtype: {} is not float16, bfloat16, float32 or float64", out.dtype())));
+            return Err(PyTypeError::new_err(format!(
+                "dtype: {} is not float16, bfloat16, float32 or float64",
+                out.dtype()
+            )));
         };
         let target = output(&out, element);
         let packed = packed.as_slice()?;
-        py.detach(|| kernels::dequantize(packed, format, &shape, grouping, arrays.given(), rounding, &target))?;
+        py.detach(|| {
+            kernels::dequantize(packed, Spec { format, grouping, rounding }, &shape, arrays.given(), &target)
+        })?;
     }
     Ok(out)
 }
@@ -296,7 +318,12 @@ pub(super) fn pack<'py>(py: Python<'py>, codes: CodesArgument<'py>, bits: u32) -
 }
 
 #[pyfunction]
-pub(super) fn unpack<'py>(py: Python<'py>, packed: PyReadonlyArray1<'py, u8>, bits: u32, n: usize) -> PyResult<Bound<'py, PyUntypedArray>> {
+pub(super) fn unpack<'py>(
+    py: Python<'py>,
+    packed: PyReadonlyArray1<'py, u8>,
+    bits: u32,
+    n: usize,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
     let packed = packed.as_slice()?;
     packing::check(packed, n, bits)?;
     if bits <= 8 {
@@ -319,12 +346,20 @@ pub(super) fn unpack<'py>(py: Python<'py>, packed: PyReadonlyArray1<'py, u8>, bi
 
 /// Grid values of `t` for chosen random words, before any scale: what the tests bisect.
 #[pyfunction]
-pub(super) fn round_with_words<'py>(py: Python<'py>, t: PyReadonlyArray1<'py, f32>, format: FormatArgument, words: PyReadonlyArray1<'py, u32>) -> PyResult<Bound<'py, PyArray1<f32>>> {
+pub(super) fn round_with_words<'py>(
+    py: Python<'py>,
+    t: PyReadonlyArray1<'py, f32>,
+    format: FormatArgument,
+    words: PyReadonlyArray1<'py, u32>,
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
     struct Round<'a>(&'a [f32], &'a [u32]);
     impl Visit for Round<'_> {
         type Out = Vec<f32>;
         fn visit<G: Codes>(self, grid: G) -> Vec<f32> {
-            crate::cpu::Level::current().run(#[inline(always)] || self.0.iter().zip(self.1).map(|(t, word)| grid.stochastic(*t, *word)).collect())
+            crate::cpu::Level::current().run(
+                #[inline(always)]
+                || self.0.iter().zip(self.1).map(|(t, word)| grid.stochastic(*t, *word)).collect(),
+            )
         }
     }
     let grid: AnyGrid = format.record()?.grid;

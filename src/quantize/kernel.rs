@@ -34,14 +34,19 @@ impl Factors for Factor {
     }
 }
 
-/// A factor for each element of a tile.
+/// A factor for each element of a tile, in four slices of the same length.
 #[derive(Clone, Copy)]
-pub(super) struct Each<'a>(pub &'a [Factor]);
+pub(super) struct Each<'a> {
+    pub scale: &'a [f32],
+    pub recip: &'a [f32],
+    pub sub: &'a [f32],
+    pub add: &'a [f32],
+}
 
 impl Factors for Each<'_> {
     #[inline(always)]
     fn at(&self, i: usize) -> Factor {
-        self.0[i]
+        Factor { scale: self.scale[i], recip: self.recip[i], sub: self.sub[i], add: self.add[i] }
     }
 }
 

@@ -43,23 +43,13 @@ impl Grouping {
         }
     }
 
-    /// How many neighbours along dimension `d`, of length `length`, count as one for a scale.
-    fn block(self, d: usize, length: usize) -> usize {
-        match self {
-            Grouping::Array => length.max(1),
-            Grouping::Axis(axis) if axis == d => 1,
-            Grouping::Axis(_) => length.max(1),
-            Grouping::Blocks { axis, size } if axis == d => size,
-            Grouping::Blocks { .. } => 1,
-        }
-    }
-
     /// The shape that a rule's scales have: dimensions kept.
     pub fn scale_shape(self, shape: &[usize]) -> Vec<usize> {
         let groups = |(d, length): (usize, &usize)| match self {
-            Grouping::Array => 1,
-            Grouping::Axis(axis) if axis != d => 1,
-            _ => length.div_ceil(self.block(d, *length)),
+            Grouping::Blocks { axis, size } if axis == d => length.div_ceil(size),
+            Grouping::Blocks { .. } => *length,
+            Grouping::Axis(axis) if axis == d => *length,
+            Grouping::Axis(_) | Grouping::Array => 1,
         };
         shape.iter().enumerate().map(groups).collect()
     }
@@ -84,13 +74,15 @@ const SHORT: usize = 16;
 impl Map {
     /// `strides` are those of the scales, per dimension of the blocked shape, zero where they broadcast.
     pub(crate) fn new(shape: &[usize], grouping: Grouping, strides: &[usize]) -> Self {
-        let blocked = matches!(grouping, Grouping::Blocks { .. });
         let mut dims: Vec<(usize, usize, usize)> = Vec::with_capacity(shape.len());
         for (d, (&length, &stride)) in shape.iter().zip(strides).enumerate().rev() {
             if length == 1 {
                 continue;
             }
-            let block = if blocked { grouping.block(d, length) } else { 1 };
+            let block = match grouping {
+                Grouping::Blocks { axis, size } if axis == d => size,
+                _ => 1,
+            };
             let stride = if block >= length { 0 } else { stride };
             match dims.last_mut() {
                 // One scale for all of the inner dimension: the two are one with larger blocks.
@@ -109,11 +101,15 @@ impl Map {
     pub(crate) fn of_rule(shape: &[usize], grouping: Grouping) -> Self {
         let scale_shape = grouping.scale_shape(shape);
         let mut stride = 1;
-        let mut strides: Vec<usize> = scale_shape.iter().rev().map(|&length| {
-            let this = if length == 1 { 0 } else { stride };
-            stride *= length;
-            this
-        }).collect();
+        let mut strides: Vec<usize> = scale_shape
+            .iter()
+            .rev()
+            .map(|&length| {
+                let this = if length == 1 { 0 } else { stride };
+                stride *= length;
+                this
+            })
+            .collect();
         strides.reverse();
         Map::new(shape, grouping, &strides)
     }
@@ -187,18 +183,35 @@ mod tests {
             for grouping in groupings {
                 let scale_shape = grouping.scale_shape(shape);
                 let map = Map::of_rule(shape, grouping);
-                let want: Vec<usize> = (0..n).map(|element| {
-                    let (mut rest, mut places) = (element, vec![0; shape.len()]);
-                    for d in (0..shape.len()).rev() {
-                        places[d] = rest % shape[d];
-                        rest /= shape[d];
-                    }
-                    (0..shape.len()).fold(0, |index, d| index * scale_shape[d] + match grouping {
-                        Grouping::Array => 0,
-                        Grouping::Axis(axis) => if axis == d { places[d] } else { 0 },
-                        Grouping::Blocks { axis, size } => if axis == d { places[d] / size } else { places[d] },
+                let want: Vec<usize> = (0..n)
+                    .map(|element| {
+                        let (mut rest, mut places) = (element, vec![0; shape.len()]);
+                        for d in (0..shape.len()).rev() {
+                            places[d] = rest % shape[d];
+                            rest /= shape[d];
+                        }
+                        (0..shape.len()).fold(0, |index, d| {
+                            index * scale_shape[d]
+                                + match grouping {
+                                    Grouping::Array => 0,
+                                    Grouping::Axis(axis) => {
+                                        if axis == d {
+                                            places[d]
+                                        } else {
+                                            0
+                                        }
+                                    }
+                                    Grouping::Blocks { axis, size } => {
+                                        if axis == d {
+                                            places[d] / size
+                                        } else {
+                                            places[d]
+                                        }
+                                    }
+                                }
+                        })
                     })
-                }).collect();
+                    .collect();
                 for start in 0..n {
                     let mut found = vec![usize::MAX; n - start];
                     map.runs(start..n, |position, index, step, count| {

@@ -1,48 +1,150 @@
 //! The first of two passes: scales of groups too large, or too scattered, to be observed on the spot.
 
+use std::sync::Mutex;
+
 use super::layout::Grouping;
 use crate::cpu::Level;
 use crate::formats::Format;
 use crate::parallel::{self, Shared};
-use crate::scale::{Observed, PIECE, Rule};
+use crate::scale::{Columns, Observed, PIECE, Rule, Statistic};
 use crate::view::View;
 
-/// Pieces observed before they are merged, which bounds the memory: 640 KiB for 64 million numbers.
+/// Writes the scale (and offset, if there is room) of every group, in C order of the scales' shape.
+pub(super) fn observe(
+    x: &View,
+    grouping: Grouping,
+    rule: &Rule,
+    format: &Format,
+    scale: &mut [f32],
+    offset: &mut [f32],
+) {
+    let (scale, offset) = (Shared::new(scale), Shared::new(offset));
+    let level = Level::current();
+    let put = |place: usize, seen: &Observed| {
+        let (this_scale, this_offset) = level.run(|| rule.finish(seen, format));
+        // SAFETY: every group is put once; the slices are borrowed until this function returns.
+        unsafe {
+            scale.put(place, this_scale);
+            offset.put(place, this_offset);
+        }
+    };
+    let shape = x.shape();
+    if x.is_empty() {
+        return (0..grouping.scale_shape(shape).iter().product()).for_each(|place| put(place, &Observed::NOTHING));
+    }
+    let ordered = rule.statistic == Statistic::Moments;
+    let before = |axis: usize| shape[..axis].iter().product::<usize>();
+    let after = |axis: usize| shape[axis + 1..].iter().product::<usize>();
+    match grouping {
+        Grouping::Blocks { axis, size } if !ordered && after(axis) > 1 => {
+            scattered_blocks(x, shape[axis], size, after(axis), rule.statistic, put);
+        }
+        Grouping::Axis(axis) if !ordered && before(axis) >= SHORT_COLUMN && after(axis) < LONG_RUN => {
+            channels(x, shape[axis], after(axis), rule.statistic, put);
+        }
+        _ => in_order(x, grouping, rule.statistic, put),
+    }
+}
+
+/// Columns that are observed side by side: one page of float32.
+const WIDTH: usize = 1024;
+
+/// Numbers that one task of the parallel loops observes, about.
+const TASK: usize = 1 << 16;
+
+/// Channels with fewer rows than this, or with longer runs of neighbours than that, are better read one after the other.
+const SHORT_COLUMN: usize = 8;
+const LONG_RUN: usize = 256;
+
+/// Blocks of `size` along an axis of `length` whose neighbours lie `inner` apart: the rows of a block are read in memory
+/// order, `WIDTH` blocks side by side.
+fn scattered_blocks(
+    x: &View,
+    length: usize,
+    size: usize,
+    inner: usize,
+    statistic: Statistic,
+    put: impl Fn(usize, &Observed) + Sync,
+) {
+    let level = Level::current();
+    let (blocks, strips) = (length.div_ceil(size), inner.div_ceil(WIDTH));
+    let panels = x.len() / length / inner * blocks;
+    parallel::for_each(panels * strips, |task| {
+        let (panel, first) = (task / strips, task % strips * WIDTH);
+        let width = WIDTH.min(inner - first);
+        let (outer, block) = (panel / blocks, panel % blocks);
+        let Some(mut columns) = Columns::new(statistic, width) else { return };
+        level.run(
+            #[inline(always)]
+            || {
+                let mut buffer = [0.0; WIDTH];
+                for row in block * size..length.min((block + 1) * size) {
+                    let start = (outer * length + row) * inner + first;
+                    columns.observe(x.read(start..start + width, &mut buffer));
+                }
+            },
+        );
+        (0..width).for_each(|column| put(panel * inner + first + column, &columns.seen(column)));
+    });
+}
+
+/// `channels` groups, each of runs of `inner` neighbours, once in every row: all are observed side by side, row by row.
+fn channels(x: &View, channels: usize, inner: usize, statistic: Statistic, put: impl Fn(usize, &Observed) + Sync) {
+    let level = Level::current();
+    let row = channels * inner;
+    let rows = x.len() / row;
+    // Whole channels per strip.
+    let width = (WIDTH / inner).max(1) * inner;
+    for first in (0..row).step_by(width) {
+        let width = width.min(row - first);
+        let rows_per_task = (TASK / width).max(1);
+        let seen = Mutex::new(vec![Observed::NOTHING; width / inner]);
+        parallel::for_each(rows.div_ceil(rows_per_task), |task| {
+            let Some(mut columns) = Columns::new(statistic, width) else { return };
+            level.run(
+                #[inline(always)]
+                || {
+                    let mut buffer = [0.0; WIDTH];
+                    for row_index in task * rows_per_task..rows.min((task + 1) * rows_per_task) {
+                        let start = row_index * row + first;
+                        columns.observe(x.read(start..start + width, &mut buffer));
+                    }
+                },
+            );
+            // Extremes need no order, so whichever task comes first may go first.
+            if let Ok(mut seen) = seen.lock() {
+                for column in 0..width {
+                    seen[column / inner] = seen[column / inner].merge(columns.seen(column));
+                }
+            }
+        });
+        let seen = seen.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (first / inner..).zip(&seen).for_each(|(channel, seen)| put(channel, seen));
+    }
+}
+
+/// Pieces observed before they are merged, which bounds the memory: 768 KiB.
 const WAVE: usize = 1 << 14;
 
 /// Pieces per parallel chunk.
 const PIECES: usize = 4;
 
-/// Writes the scale (and offset) of every group, in C order of the scales' shape.
-pub(super) fn observe(x: &View, grouping: Grouping, rule: &Rule, format: &Format, scale: &mut [f32], offset: &mut [f32]) {
+/// Any grouping and statistic: each group is read in its own C order, in pieces that are merged in order.
+fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usize, &Observed)) {
     let shape = x.shape();
-    // Seen as rows of whole groups, with the index of group `g` of row `r` in the scales.
-    let (rows, group, inner) = match grouping {
-        Grouping::Array => (x.clone(), x.len(), 1),
-        Grouping::Axis(axis) => (x.with_axis_at(axis, 0), x.len() / shape[axis].max(1), 1),
-        Grouping::Blocks { axis, size } => {
-            (x.with_axis_at(axis, shape.len() - 1), size.min(shape[axis].max(1)), shape[axis + 1..].iter().product())
+    // Seen as rows of whole groups: `row` numbers in groups of `group`, for each of `inner` neighbours.
+    let (rows, row, group, inner) = match grouping {
+        Grouping::Array => (x.clone(), x.len(), x.len(), 1),
+        Grouping::Axis(axis) => {
+            let group = x.len() / shape[axis];
+            (x.with_axis_at(axis, 0), group, group, 1)
         }
-    };
-    let row = match grouping {
-        Grouping::Blocks { axis, .. } => shape[axis],
-        _ => group,
+        Grouping::Blocks { axis, size } => {
+            let rows = x.with_axis_at(axis, shape.len() - 1);
+            (rows, shape[axis], size.min(shape[axis]), shape[axis + 1..].iter().product())
+        }
     };
     let level = Level::current();
-    let finish = |seen: &Observed| level.run(#[inline(always)] || rule.finish(seen, format));
-    let mut put = |place: usize, seen: &Observed| {
-        let (this_scale, this_offset) = finish(seen);
-        if let Some(slot) = scale.get_mut(place) {
-            *slot = this_scale;
-        }
-        if let Some(slot) = offset.get_mut(place) {
-            *slot = this_offset;
-        }
-    };
-    if x.is_empty() {
-        (0..grouping.scale_shape(shape).iter().product()).for_each(|place| put(place, &Observed::NOTHING));
-        return;
-    }
     let groups_per_row = row.div_ceil(group);
     let pieces_per_group = group.div_ceil(PIECE);
     let pieces = x.len() / row * groups_per_row * pieces_per_group;
@@ -55,17 +157,20 @@ pub(super) fn observe(x: &View, grouping: Grouping, rule: &Rule, format: &Format
             let part = chunk * PIECES..count.min((chunk + 1) * PIECES);
             // SAFETY: chunks are disjoint; `wave` is borrowed until `for_each` returns.
             let slots = unsafe { shared.part(part.clone()) };
-            level.run(#[inline(always)] || {
-                let mut buffer = [0.0; PIECE];
-                for (slot, piece) in slots.iter_mut().zip(part.start + first..) {
-                    let (place, piece) = (piece / pieces_per_group, piece % pieces_per_group);
-                    let start = place % groups_per_row * group;
-                    let end = row.min(start + group);
-                    let base = place / groups_per_row * row;
-                    let range = end.min(start + piece * PIECE)..end.min(start + (piece + 1) * PIECE);
-                    *slot = rule.statistic.observe(rows.read(base + range.start..base + range.end, &mut buffer));
-                }
-            });
+            level.run(
+                #[inline(always)]
+                || {
+                    let mut buffer = [0.0; PIECE];
+                    for (slot, piece) in slots.iter_mut().zip(part.start + first..) {
+                        let (place, piece) = (piece / pieces_per_group, piece % pieces_per_group);
+                        let start = place % groups_per_row * group;
+                        let end = row.min(start + group);
+                        let base = place / groups_per_row * row;
+                        let range = end.min(start + piece * PIECE)..end.min(start + (piece + 1) * PIECE);
+                        *slot = statistic.observe(rows.read(base + range.start..base + range.end, &mut buffer));
+                    }
+                },
+            );
         });
         for (piece, observed) in (first..).zip(&wave[..count]) {
             let (place, part) = (piece / pieces_per_group, piece % pieces_per_group);

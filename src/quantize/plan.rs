@@ -1,0 +1,352 @@
+//! How one call goes about its work: cuts and tiles, where a tile's scales come from, where its results go.
+
+use std::ops::Range;
+
+use super::kernel::{Each, Factor, Round, Tile};
+use super::layout::{Grouping, Map};
+use super::{Given, Rounding, Scaling, Spec, observe};
+use crate::formats::{AnyGrid, Format};
+use crate::parallel::Shared;
+use crate::scale::Rule;
+use crate::simd;
+use crate::view::{View, ViewMut};
+
+/// Elements per tile: its float32 input, output and random words together stay in a first-level cache.
+pub(super) const TILE: usize = 1024;
+
+/// Elements per parallel chunk.
+const CHUNK: usize = 16 * TILE;
+
+/// Scales ready to be looked up, or a rule to be applied block by block.
+#[derive(Clone, Copy)]
+pub(super) enum Scales<'a> {
+    Known { scale: &'a [f32], offset: Option<&'a [f32]> },
+    OnTheSpot { rule: &'static Rule, format: &'a Format, scale: Shared<f32>, offset: Shared<f32> },
+}
+
+/// How an array is cut: tiles of `tile` elements from the start of each row of `row` elements.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    row: usize,
+    tile: usize,
+    tiles_per_row: usize,
+    tiles: usize,
+    tiles_per_chunk: usize,
+}
+
+impl Cut {
+    fn plain(n: usize) -> Self {
+        Cut::rows(n, n, TILE)
+    }
+
+    fn rows(n: usize, row: usize, tile: usize) -> Self {
+        let tiles_per_row = row.div_ceil(tile).max(1);
+        let tiles = if n == 0 { 0 } else { n / row * tiles_per_row };
+        Cut { row, tile, tiles_per_row, tiles, tiles_per_chunk: (CHUNK / tile.min(row.max(1))).max(1) }
+    }
+
+    pub fn chunks(self) -> usize {
+        self.tiles.div_ceil(self.tiles_per_chunk)
+    }
+
+    /// The tiles of a chunk, as element ranges.
+    #[inline(always)]
+    pub fn tiles(self, chunk: usize) -> impl Iterator<Item = Range<usize>> {
+        let first = chunk * self.tiles_per_chunk;
+        (first..self.tiles.min(first + self.tiles_per_chunk)).map(move |tile| {
+            let (row, place) = (tile / self.tiles_per_row, tile % self.tiles_per_row * self.tile);
+            row * self.row + place..row * self.row + self.row.min(place + self.tile)
+        })
+    }
+}
+
+/// If every group is so short and compact that it can be observed, scaled and rounded within a tile: the cut that keeps it
+/// there. `bits` are those of packed codes, every tile of which must start on a whole byte.
+fn groups_in_tiles(shape: &[usize], grouping: Grouping, bits: u32) -> Option<Cut> {
+    let n: usize = shape.iter().product();
+    let after = |axis: usize| shape[axis + 1..].iter().product::<usize>();
+    let (row, group) = match grouping {
+        Grouping::Array => (n, n),
+        Grouping::Axis(axis) if shape[..axis].iter().all(|length| *length == 1) => (n, after(axis)),
+        Grouping::Blocks { axis, size } if after(axis) == 1 => match shape[axis] {
+            length if length <= size => (n, length),
+            length if length % size == 0 => (n, size),
+            length => (length, size),
+        },
+        _ => return None,
+    };
+    if n == 0 || group == 1 || group > TILE {
+        return None;
+    }
+    let whole_bytes = |elements: usize| (elements * bits as usize).is_multiple_of(8);
+    let tile = TILE / group * group;
+    let aligned = (tile >= row || whole_bytes(tile)) && (row == n || whole_bytes(row));
+    aligned.then(|| Cut::rows(n, row, tile))
+}
+
+/// Finds the scales of a tile and runs its kernel on each run of one scale.
+pub(super) struct Scaler<'a> {
+    map: Map,
+    scales: Scales<'a>,
+}
+
+impl Scaler<'_> {
+    /// Writes for each element of `range` the number of its group.
+    #[inline(always)]
+    fn spread(&self, range: Range<usize>, numbers: &[f32], out: &mut [f32; TILE]) {
+        self.map.runs(
+            range,
+            #[inline(always)]
+            |position, index, step, count| {
+                let out = &mut out[position..position + count];
+                match step {
+                    0 => out.fill(numbers[index]),
+                    1 => out.copy_from_slice(&numbers[index..index + count]),
+                    _ => out.iter_mut().zip(numbers[index..].iter().step_by(step)).for_each(|(out, n)| *out = *n),
+                }
+            },
+        );
+    }
+
+    #[inline(always)]
+    pub fn drive(&self, range: Range<usize>, x: &[f32], tile: &mut impl Tile) {
+        match self.scales {
+            Scales::Known { scale, offset } if self.map.is_fine() => {
+                let n = range.len();
+                let (mut scales, mut recips) = ([1.0; TILE], [1.0; TILE]);
+                // The values that change nothing where there is no offset; see `Factor::new`.
+                let (mut subs, mut adds) = ([0.0; TILE], [-0.0; TILE]);
+                self.spread(range.clone(), scale, &mut scales);
+                for (recip, scale) in recips[..n].iter_mut().zip(&scales[..n]) {
+                    *recip = 1.0 / scale;
+                }
+                if let Some(offset) = offset {
+                    self.spread(range, offset, &mut subs);
+                    adds[..n].copy_from_slice(&subs[..n]);
+                }
+                tile.run(0..n, Each { scale: &scales[..n], recip: &recips[..n], sub: &subs[..n], add: &adds[..n] });
+            }
+            Scales::Known { scale, offset } => {
+                self.map.runs(
+                    range,
+                    #[inline(always)]
+                    |position, index, _, count| {
+                        let factor = Factor::new(scale[index], offset.map(|offset| offset[index]));
+                        tile.run(position..position + count, factor);
+                    },
+                );
+            }
+            Scales::OnTheSpot { rule, format, scale, offset } => {
+                self.map.runs(
+                    range,
+                    #[inline(always)]
+                    |position, index, _, count| {
+                        let run = position..position + count;
+                        let (this_scale, this_offset) = rule.finish(&rule.statistic.observe(&x[run.clone()]), format);
+                        // SAFETY: a group lies in one tile, so nobody else writes its scale.
+                        unsafe {
+                            scale.put(index, this_scale);
+                            offset.put(index, this_offset);
+                        }
+                        tile.run(run, Factor::new(this_scale, rule.affine.then_some(this_offset)));
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// Rounding of one array or slab: everything but where the results go.
+pub(super) struct Plan<'a> {
+    x: Option<&'a View<'a>>,
+    /// The number of the first element in the array that random words are counted by.
+    pub first: usize,
+    pub grid: AnyGrid,
+    pub rounding: Rounding,
+    pub scaler: Scaler<'a>,
+    pub cut: Cut,
+}
+
+/// The grid that codes index: that of the format, or for affine scales the same counted from its lowest value.
+fn grid_of(format: &Format, affine: bool) -> AnyGrid {
+    match format.uniform() {
+        Some(grid) if affine => grid.counted_from_lowest().into(),
+        _ => format.grid,
+    }
+}
+
+impl<'a> Plan<'a> {
+    /// Elements `range`, copied if the results go to the same memory.
+    #[inline(always)]
+    pub fn read<'b>(&'b self, range: Range<usize>, copied: bool, buffer: &'b mut [f32; TILE]) -> &'b [f32] {
+        match self.x {
+            Some(x) if copied => x.copy(range, buffer),
+            Some(x) => x.read(range, buffer),
+            None => &[],
+        }
+    }
+
+    /// The plan for scales from the caller.
+    pub fn of_given(spec: Spec, shape: &[usize], given: Given<'a>) -> Self {
+        let Given { scale, offset, strides } = given;
+        Plan {
+            x: None,
+            first: 0,
+            grid: grid_of(spec.format, offset.is_some()),
+            rounding: spec.rounding,
+            scaler: Scaler { map: Map::new(shape, spec.grouping, strides), scales: Scales::Known { scale, offset } },
+            cut: Cut::plain(shape.iter().product()),
+        }
+    }
+}
+
+/// Runs `work` with the plan of rounding `x`: scales are observed first, or on the spot where that is possible.
+pub(super) fn with_plan<R>(
+    x: &View,
+    spec: Spec,
+    slab: Option<&Slab>,
+    scaling: Scaling,
+    bits: u32,
+    work: impl FnOnce(&Plan) -> R,
+) -> R {
+    let Spec { format, grouping, rounding } = spec;
+    let (rule, scale, offset) = match scaling {
+        Scaling::Given(given) => return work(&Plan { x: Some(x), ..Plan::of_given(spec, x.shape(), given) }),
+        Scaling::Rule(rule, scale, offset) => (rule, scale, offset),
+    };
+    let map = Map::of_rule(x.shape(), grouping);
+    let plan = |scales, cut| Plan {
+        x: Some(x),
+        first: slab.map_or(0, |slab| slab.first),
+        grid: grid_of(format, rule.affine),
+        rounding,
+        scaler: Scaler { map, scales },
+        cut,
+    };
+    if let Some(cut) = groups_in_tiles(x.shape(), grouping, bits) {
+        let (scale, offset) = (Shared::new(scale), Shared::new(offset));
+        return work(&plan(Scales::OnTheSpot { rule, format, scale, offset }, cut));
+    }
+    let groups: usize = grouping.scale_shape(x.shape()).iter().product();
+    let (mut own_scale, mut own_offset) = (Vec::new(), Vec::new());
+    let scale = room(scale, &mut own_scale, groups);
+    let offset = room(offset, &mut own_offset, if rule.affine { groups } else { 0 });
+    observe::observe(x, grouping, rule, format, scale, offset);
+    work(&plan(Scales::Known { scale, offset: rule.affine.then_some(offset) }, Cut::plain(x.len())))
+}
+
+/// The caller's slice if it has the length wanted, else one of our own.
+fn room<'a>(slice: &'a mut [f32], own: &'a mut Vec<f32>, length: usize) -> &'a mut [f32] {
+    if slice.len() == length {
+        return slice;
+    }
+    own.resize(length, 0.0);
+    own
+}
+
+/// Elements per slab.
+const SLAB: usize = 1 << 20;
+
+/// A part of an array that is treated alone: so that scales nobody asked for take little memory, and the second pass finds
+/// the numbers in cache.
+pub(super) struct Slab {
+    /// Along which axis the array is cut.
+    pub axis: usize,
+    /// Which part of the axis this is.
+    pub range: Range<usize>,
+    /// The number of its first element.
+    pub first: usize,
+}
+
+/// How an array is cut into slabs, if it is: along which axis, and how many of its indices make one. Cut are arrays whose
+/// blocks lie scattered, along an axis that is not the last; slabs hold whole blocks and whole bytes of packed codes.
+fn slab_step(shape: &[usize], grouping: Grouping) -> Option<(usize, usize)> {
+    let Grouping::Blocks { axis, size } = grouping else { return None };
+    if shape[axis + 1..].iter().product::<usize>() <= 1 {
+        return None;
+    }
+    let outermost = shape[..axis].iter().position(|length| *length > 1).unwrap_or(axis);
+    let unit: usize = shape[outermost + 1..].iter().product();
+    let whole = if outermost == axis { size.saturating_mul(8) } else { 8 };
+    let step = (SLAB / unit.max(1) / whole).max(1).saturating_mul(whole);
+    (step < shape[outermost]).then_some((outermost, step))
+}
+
+/// Calls `work` on each slab of an array that is cut into slabs, or once on the whole.
+pub(super) fn by_slabs(x: &View, spec: Spec, scaling: Scaling, mut work: impl FnMut(Option<&Slab>, &View, Scaling)) {
+    let Some((axis, step)) = slab_step(x.shape(), spec.grouping) else {
+        return work(None, x, scaling);
+    };
+    let (rule, scale, offset) = match scaling {
+        Scaling::Rule(rule, scale, offset) => (rule, scale, offset),
+        Scaling::Given(_) => return work(None, x, scaling),
+    };
+    let scale_unit: usize = spec.grouping.scale_shape(x.shape())[axis + 1..].iter().product();
+    let unit: usize = x.shape()[axis + 1..].iter().product();
+    let scales_before = |index: usize| match spec.grouping {
+        Grouping::Blocks { axis: blocked, size } if blocked == axis => index.div_ceil(size) * scale_unit,
+        _ => index * scale_unit,
+    };
+    for start in (0..x.shape()[axis]).step_by(step) {
+        let range = start..x.shape()[axis].min(start + step);
+        let scales = scales_before(range.start)..scales_before(range.end);
+        let slab = Slab { axis, first: start * unit, range: range.clone() };
+        let scaling = Scaling::Rule(rule, part(scale, scales.clone()), part(offset, scales));
+        work(Some(&slab), &x.slice(axis, range), scaling);
+    }
+}
+
+/// A range of a slice that may be left out.
+fn part(slice: &mut [f32], range: Range<usize>) -> &mut [f32] {
+    if slice.is_empty() { slice } else { &mut slice[range] }
+}
+
+/// Reads the words of a tile, if the rounding uses any.
+#[inline(always)]
+pub(super) fn draw<R: Round>(rounding: Rounding, first: usize, range: &Range<usize>, words: &mut [u32; TILE]) {
+    if R::RANDOM
+        && let Some(stream) = rounding.stream()
+    {
+        stream.fill((first + range.start) as u64, &mut words[..range.len()]);
+    }
+}
+
+/// Where float results go: straight into place, or through a tile's buffer.
+pub(super) struct Sink<'a> {
+    out: &'a ViewMut<'a>,
+    direct: bool,
+    stream: bool,
+}
+
+impl<'a> Sink<'a> {
+    pub fn new(out: &'a ViewMut<'a>) -> Self {
+        let stream = out.is_plain() && out.bytes() >= simd::STREAM_FROM;
+        Sink { out, direct: out.is_plain() && !stream, stream }
+    }
+
+    /// Where the first element goes.
+    pub fn start(&self) -> *const u8 {
+        self.out.start()
+    }
+
+    /// Runs `fill` on the memory of elements `range`, or on `buffer`, whose content then goes there.
+    ///
+    /// # Safety
+    /// The range is in bounds and nobody else touches it meanwhile.
+    #[inline(always)]
+    pub unsafe fn put(&self, range: Range<usize>, buffer: &mut [f32; TILE], fill: impl FnOnce(&mut [f32])) {
+        if self.direct {
+            // SAFETY: plain, in bounds and exclusive.
+            return fill(unsafe { self.out.part(range) });
+        }
+        let buffer = &mut buffer[..range.len()];
+        fill(buffer);
+        if self.stream {
+            // SAFETY: plain, in bounds and exclusive.
+            simd::stream_copy(bytemuck::cast_slice(buffer), bytemuck::cast_slice_mut(unsafe { self.out.part(range) }));
+        } else {
+            // SAFETY: in bounds and exclusive.
+            unsafe { self.out.write(range.start, buffer) };
+        }
+    }
+}

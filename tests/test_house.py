@@ -1,0 +1,105 @@
+"""The rules of the house, read off the files: which way imports run, and that every list names the same formats."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import lowbit as lb
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: The layers of src, lowest first: a module may use its own layer's earlier modules and every lower layer.
+LAYERS = [
+    {"error", "cpu", "stream", "parallel", "simd", "pack", "view"},
+    {"formats", "scale"},
+    {"quantize", "fwht", "onebit"},
+    {"message", "gemm"},
+    {"py"},
+]
+DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
+
+
+def rust_files() -> list[Path]:
+    return sorted((ROOT / "src").rglob("*.rs"))
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(ROOT / "src").parts[0].removesuffix(".rs")
+
+
+@pytest.mark.parametrize("path", rust_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_rust_imports_run_one_way(path: Path) -> None:
+    module = module_of(path)
+    if module == "lib":
+        return
+    assert module in DEPTH, f"{module} has no layer: give it one above"
+    # Tests at the end of a file may look anywhere.
+    text = path.read_text().split("#[cfg(test)]")[0]
+    used = set(re.findall(r"\bcrate::(\w+)", text))
+    for group in re.findall(r"use crate::\{([^}]*)\}", text):
+        used |= set(re.findall(r"(?:^|,)\s*(\w+)", group))
+    upward = {name for name in used if name in DEPTH and DEPTH[name] > DEPTH[module]}
+    assert not upward, f"{module} (layer {DEPTH[module]}) imports {upward}"
+
+
+def test_only_the_binding_names_pyo3_and_numpy() -> None:
+    for path in rust_files():
+        if module_of(path) != "py":
+            assert not re.search(r"\b(pyo3|numpy)::", path.read_text()), path
+
+
+def test_intrinsics_stay_where_they_are_measured() -> None:
+    for path in rust_files():
+        if module_of(path) not in {"simd", "fwht", "gemm", "cpu"}:
+            assert "std::arch" not in path.read_text(), path
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module}
+    return names
+
+
+def test_the_package_needs_only_numpy_and_safetensors() -> None:
+    allowed = {"lowbit", "numpy", "safetensors", *sys.stdlib_module_names}
+    for path in (ROOT / "python" / "lowbit").glob("*.py"):
+        foreign = {name for name in imported(path) if name.split(".")[0] not in allowed}
+        assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_reference_is_a_second_opinion() -> None:
+    assert not {name for name in imported(ROOT / "python/lowbit/reference.py") if name.startswith("lowbit")}
+
+
+def test_every_list_names_the_same_formats() -> None:
+    names = lb.formats()
+    typed = re.search(r"FormatName: TypeAlias = Literal\[(.*?)\]", (ROOT / "python/lowbit/_formats.py").read_text(), re.S)
+    assert typed is not None
+    assert re.findall(r'"(\w+)"', typed[1]) == names
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.M)
+    assert table == names, "the README's table of formats"
+    golden = {path.stem.removeprefix("quantize-v1-") for path in (ROOT / "tests/golden").glob("quantize-v1-*.json")}
+    assert golden == set(names), "golden files"
+    for name in names:
+        assert lb.get_format(name).name == name
+
+
+def test_public_names_have_docstrings_with_examples() -> None:
+    for name in lb.__all__:
+        thing = getattr(lb, name)
+        if callable(thing):
+            assert thing.__doc__, name
+
+
+def test_files_stay_small() -> None:
+    for path in [*rust_files(), *(ROOT / "python").rglob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 500, f"{path} is over 500 lines: split it, or argue for it here"
