@@ -140,7 +140,14 @@ def test_out(name: str, dtype: np.dtype, options: dict[str, object]) -> None:
     x = normal(60 * 70).reshape(60, 70).astype(dtype)
     for rounding in roundings(name):
         want = lb.fake_quantize(x, name, **options, **rounding)
-        for out in (np.empty_like(x), np.empty_like(x, order="F"), strided(x), unaligned(x), field(x), x[:, ::-1].copy()[:, ::-1]):
+        for out in (
+            np.empty_like(x),
+            np.empty_like(x, order="F"),
+            strided(x),
+            unaligned(x),
+            field(x),
+            x[:, ::-1].copy()[:, ::-1],
+        ):
             assert lb.fake_quantize(x, name, out=out, **options, **rounding) is out
             assert_same(out, want)
         same = x.copy()

@@ -40,7 +40,6 @@ def test_the_errors_are_value_errors() -> None:
         np.array(["a"]),
         np.array(["2026-01-01"], "M8[D]"),
         np.ma.masked_array([1.0, 2.0], [True, False]),
-        np.array([1.0], np.longdouble),
         np.zeros(2, [("a", "f4")]),
         None,
         "text",
@@ -49,11 +48,16 @@ def test_the_errors_are_value_errors() -> None:
     ids=lambda x: type(x).__name__ + str(getattr(x, "dtype", "")),
 )
 def test_x_that_is_no_real_float_array(call: Any, x: Any) -> None:
-    if getattr(x, "dtype", None) == np.float64:
-        x = np.ma.masked_array(x)
     message = refused(TypeError, "x", call, x, "int4")
     if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
         assert "astype" in message
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_long_double(call: Any) -> None:
+    if np.dtype(np.longdouble) == np.float64:
+        pytest.skip("here long double is float64")
+    refused(TypeError, "x", call, np.ones(3, np.longdouble), "int4")
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -107,7 +111,10 @@ def test_keys(call: Any, name: str) -> None:
 @pytest.mark.parametrize("call", CALLS)
 def test_given_scales(call: Any) -> None:
     x = normal(12).reshape(3, 4)
-    too_small, too_large = np.nextafter(np.float32(2.0**-126), np.float32(0)), np.nextafter(2.0**126, np.inf, dtype=np.float32)
+    too_small, too_large = (
+        np.nextafter(np.float32(2.0**-126), np.float32(0)),
+        np.nextafter(2.0**126, np.inf, dtype=np.float32),
+    )
     for bad in (0, 0.0, -1.0, np.nan, np.inf, -np.inf, too_small, too_large, 1e300, [1.0, 1.0, 0.0, 1.0]):
         refused(lb.Error, "scale", call, x, "int4", scale=bad)
     for shape in [(3,), (5,), (2, 4), (3, 4, 1), (1, 3, 4), (0,)]:
@@ -172,7 +179,12 @@ def test_out_of_fake_quantize() -> None:
 
 def test_out_of_quantize() -> None:
     x = normal(41)
-    for bad in (np.zeros(20, np.uint8), np.zeros(22, np.uint8), np.zeros((21, 1), np.uint8), np.zeros(42, np.uint8)[::2]):
+    for bad in (
+        np.zeros(20, np.uint8),
+        np.zeros(22, np.uint8),
+        np.zeros((21, 1), np.uint8),
+        np.zeros(42, np.uint8)[::2],
+    ):
         refused(lb.Error, "out", lb.quantize, x, "int4", out=bad)
     for bad in (np.zeros(21), np.zeros(21, np.int8), bytearray(21)):
         refused(TypeError, "out", lb.quantize, x, "int4", out=bad)

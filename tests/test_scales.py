@@ -205,4 +205,3 @@ def test_sawb_sums_a_group_in_its_c_order(sawb: str) -> None:
         assert q.scale.ravel()[3] == lb.quantize(group, sawb, scale="sawb").scale[0]
     check(x.reshape(300, 200), sawb, scale="sawb", block_size=130, axis=0)
     check(normal(3 * 9000).reshape(3, 9000), sawb, scale="sawb", block_size=5000)
-
