@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import support
 
 import lowbit as lb
+import support
 from lowbit import _core
 
 

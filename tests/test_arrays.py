@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import BFLOAT16, DTYPES, KEY, assert_same, normal, on_flushing_thread, roundings, runs, wild
 
 import lowbit as lb
+from support import BFLOAT16, DTYPES, KEY, assert_same, normal, on_flushing_thread, roundings, runs, wild
 
 
 def unaligned(x: np.ndarray) -> np.ndarray:
@@ -81,8 +81,8 @@ def test_large_strided_arrays(name: str) -> None:
 
 
 def test_broadcast_inputs(name: str) -> None:
-    for x in (np.broadcast_to(normal(7), (5, 7)), np.broadcast_to(np.float32(1.3), (4, 5)), normal(5)[:, None, None]):
-        x = np.broadcast_to(x, (*x.shape[:-1], 7) if x.ndim == 3 else x.shape)
+    lines = (np.broadcast_to(normal(7), (5, 7)), np.broadcast_to(normal(5)[:, None, None], (5, 2, 7)))
+    for x in (*lines, np.broadcast_to(np.float32(1.3), (4, 5))):
         for options in ({}, {"axis": 0}, {"block_size": 3}, {"rounding": "stochastic", "key": KEY}):
             assert_same(lb.fake_quantize(x, name, **options), lb.fake_quantize(x.copy(), name, **options))
             assert_same(lb.quantize(x, name, **options).codes, lb.quantize(x.copy(), name, **options).codes)

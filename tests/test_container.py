@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from support import KEY, assert_same, normal, roundings, scalings
 
 import lowbit as lb
+from support import KEY, assert_same, normal, roundings, scalings
 
 
 def assert_equal(got: lb.Quantized, want: lb.Quantized) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import DTYPES, KEY, normal
 
 import lowbit as lb
+from support import DTYPES, KEY, normal
 
 CALLS = [lb.quantize, lb.fake_quantize]
 

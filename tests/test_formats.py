@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from support import assert_same, around, bits, critical, float32, runs
 
 import lowbit as lb
 from lowbit import reference
+from support import around, assert_same, bits, critical, float32, runs
 
 POWERS = [4.0**n for n in range(-3, 4)]
 VALUES = {

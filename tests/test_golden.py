@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from support import GOLDEN, assert_same, runs
 
 import lowbit as lb
 from lowbit import reference
+from support import GOLDEN, assert_same, runs
 
 KEY = lb.Key(1234).fold("golden")
 

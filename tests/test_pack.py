@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import SIZES, assert_same, runs
 
 import lowbit as lb
 from lowbit import reference
+from support import SIZES, assert_same, runs
 
 
 def codes_of(bits: int, n: int) -> np.ndarray:

@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+import lowbit as lb
+from lowbit import reference
 from support import (
     BFLOAT16,
     DTYPES,
@@ -25,9 +28,6 @@ from support import (
     scalings,
     wild,
 )
-
-import lowbit as lb
-from lowbit import reference
 
 GRANULARITIES: list[dict[str, Any]] = [
     {},

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from support import assert_same, check, float32, normal, runs
 
 import lowbit as lb
 from lowbit import reference
+from support import assert_same, check, float32, normal, runs
 
 SAWB = [name for name in lb.formats() if "sawb" in lb.get_format(name).scale_rules]
 AFFINE = [name for name in lb.formats() if "minmax" in lb.get_format(name).scale_rules]

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from support import KEY, around, assert_same, bits, float32, normal, runs
 
 import lowbit as lb
 from lowbit import _core, reference
+from support import KEY, around, assert_same, bits, float32, normal, runs
 
 WORDS = 2**32
 

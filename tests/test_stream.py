@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import GOLDEN, assert_same, on_flushing_thread, runs
 
 import lowbit as lb
 from lowbit import _core, reference
+from support import GOLDEN, assert_same, on_flushing_thread, runs
 
 MASK = 2**64 - 1
 GOLDEN_RATIO = 0x9E3779B97F4A7C15
@@ -100,7 +100,7 @@ def test_keys_are_values() -> None:
     assert key == lb.Key(1).fold("a").fold(2) == lb.Key.from_words(*key.words)
     assert key != lb.Key(1).fold(2, "a")
     assert len({key, lb.Key(1).fold("a", 2), lb.Key(1)}) == 2
-    for twin in (pickle.loads(pickle.dumps(key)), copy.copy(key), copy.deepcopy(key), eval(repr(key), {"Key": lb.Key})):  # noqa: S307
+    for twin in (pickle.loads(pickle.dumps(key)), copy.copy(key), copy.deepcopy(key), eval(repr(key), {"Key": lb.Key})):
         assert twin == key
     with pytest.raises(AttributeError):
         key.words = (1, 2)

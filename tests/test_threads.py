@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support import KEY, assert_same, bits, normal, on_flushing_thread, roundings
 
 import lowbit as lb
 from lowbit import _core
+from support import KEY, assert_same, bits, normal, on_flushing_thread, roundings
 
 
 def test_set_and_get() -> None:
