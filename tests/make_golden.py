@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,9 @@ def container(name: str) -> str:
 
 def main() -> None:
     """Write what is missing."""
-    wanted = {"stream-v1.json": stream}
-    for name in lb.formats():
-        wanted[f"quantize-v1-{name}.json"] = lambda name=name: quantize(name)
-        wanted[f"container-v1-{name}.hex"] = lambda name=name: container(name)
+    wanted: dict[str, Callable[[], str]] = {"stream-v1.json": stream}
+    wanted |= {f"quantize-v1-{name}.json": partial(quantize, name) for name in lb.formats()}
+    wanted |= {f"container-v1-{name}.hex": partial(container, name) for name in lb.formats()}
     GOLDEN.mkdir(exist_ok=True)
     for file, make in wanted.items():
         path = GOLDEN / file

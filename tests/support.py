@@ -111,6 +111,12 @@ def float32(pattern: Any) -> np.ndarray:
     return np.asarray(pattern, np.uint32).view(np.float32)
 
 
+def cast(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """`x` in another dtype, infinite where it is too large, without NumPy's warnings."""
+    with np.errstate(all="ignore"):
+        return x.astype(dtype)
+
+
 def wild(n: int, seed: int = 0) -> np.ndarray:
     """Any 32 bits: NaN of every payload, infinities, -0.0, subnormals, all magnitudes."""
     x = np.random.default_rng([seed, n]).integers(0, 2**32, n, np.uint32).view(np.float32).copy()
@@ -151,12 +157,9 @@ def around(values: Any, ulps: int = 1) -> np.ndarray:
     """Float32 values, their neighbours up to `ulps` away, and the negatives of all."""
     near = [np.asarray(values, np.float32)]
     for _ in range(ulps):
-        near = [near[0], *near[1:], np.nextafter(near[-1], np.float32(np.inf))]
-    low = near[0]
-    for _ in range(ulps):
-        low = np.nextafter(low, np.float32(-np.inf))
-        near.append(low)
-    return np.concatenate([np.concatenate(near), -np.concatenate(near)])
+        with np.errstate(over="ignore"):
+            near = [np.nextafter(near[0], np.float32(-np.inf)), *near, np.nextafter(near[-1], np.float32(np.inf))]
+    return np.concatenate([*near, *(-each for each in near)])
 
 
 def critical(name: str) -> np.ndarray:

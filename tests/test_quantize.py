@@ -19,6 +19,7 @@ from support import (
     KEY,
     SIZES,
     assert_same,
+    cast,
     check,
     critical,
     datasets,
@@ -80,7 +81,7 @@ def test_three_axes(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dtypes(name: str, dtype: np.dtype) -> None:
-    x = np.concatenate([critical(name), normal(1000)]).astype(dtype)
+    x = cast(np.concatenate([critical(name), normal(1000)]), dtype)
     for rounding in roundings(name):
         check(x, name, scale=1.0, **rounding)
         check(x[np.isfinite(x)], name, **rounding)

@@ -68,9 +68,7 @@ def test_the_threshold_parts_the_words(name: str) -> None:
 
 
 def test_words_agree_with_the_reference(name: str) -> None:
-    t = np.concatenate(
-        [normal(50001), normal(50001, 1) * np.float32(20), float32([0x7F800000, 0xFF800000, 0x7FC01234])]
-    )
+    t = np.concatenate([normal(50001), normal(50001, 1) * np.float32(20), float32([0x7F800000, 0xFF800000])])
     words = np.random.default_rng(2).integers(0, WORDS, t.size, np.uint32)
     want = reference.FORMATS[name].stochastic(t, words)
     for run in runs(t.size):
@@ -160,7 +158,7 @@ def test_dither_wants_its_key_again(uniform: str) -> None:
     q = lb.quantize(x, uniform, rounding="dither", key=KEY)
     assert isinstance(q.key_id, bytes)
     assert len(q.key_id) == 8
-    assert int.from_bytes(q.key_id, "little") == int(lb.random_bits(KEY.fold("key id"), 1)[0])
+    assert int.from_bytes(q.key_id, "little") == KEY.fold("key id").words[0]
     assert_same(lb.dequantize(q, key=KEY), lb.fake_quantize(x, uniform, rounding="dither", key=KEY))
     assert_same(lb.dequantize(q, key=1234), lb.dequantize(q, key=KEY))
     with pytest.raises(lb.Error, match="key"):

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 _WORDS = 4294967296.0  # 2^32, the number of different random words
-_LEAST, _MOST = np.float32(2.0**-126), np.float32(2.0**126)  # data-driven scales are clamped to these
 _ignore = np.errstate(all="ignore")  # infinities and NaN follow IEEE 754 and are part of the contract
 
 
@@ -175,7 +174,7 @@ FORMATS: dict[str, Format] = {
 }
 
 
-# --- Scale rules: rows of elements that share a scale -> one scale (and offset) for each row --------------------------
+# --- Scale rules: rows of elements that share a scale -> one scale (and offset) for each row, in float64 --------------
 
 
 def ordered_sum(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,20 +195,20 @@ def ordered_sum(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @_ignore
-def rule_amax(rows: NDArray[np.float32], grid: Format) -> tuple[NDArray[np.float32], None]:
+def rule_amax(rows: NDArray[np.float32], grid: Format) -> tuple[NDArray[np.float64], None]:
     """``"amax"``: the largest magnitude goes to the format's reference."""
-    return np.max(np.abs(rows), axis=1) / np.float32(grid.reference), None
+    return np.max(np.abs(rows), axis=1).astype(np.float64) / grid.reference, None
 
 
 @_ignore
-def rule_minmax(rows: NDArray[np.float32], grid: Format) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def rule_minmax(rows: NDArray[np.float32], grid: Format) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """``"minmax"``: the smallest goes to the lowest code, the largest to the highest one."""
     low, high = np.min(rows, axis=1) + np.float32(0), np.max(rows, axis=1)  # + 0: an offset is never -0.0
-    return ((high.astype(np.float64) - low.astype(np.float64)) / (len(grid.values) - 1)).astype(np.float32), low
+    return (high.astype(np.float64) - low.astype(np.float64)) / (len(grid.values) - 1), low
 
 
 @_ignore
-def rule_sawb(rows: NDArray[np.float32], _grid: Format) -> tuple[NDArray[np.float32], None]:
+def rule_sawb(rows: NDArray[np.float32], _grid: Format) -> tuple[NDArray[np.float64], None]:
     """``"sawb"``: Choi et al. 2018 (arXiv:1807.06964), for 15 levels, in float64.
 
     The clip 12.035 sqrt(E[x^2]) - 12.03 E[|x|] goes to 7; where it is not positive the largest magnitude does.
@@ -217,7 +216,7 @@ def rule_sawb(rows: NDArray[np.float32], _grid: Format) -> tuple[NDArray[np.floa
     n, wide = rows.shape[1], rows.astype(np.float64)
     alpha = 12.035 * np.sqrt(ordered_sum(wide * wide) / n) - 12.03 * (ordered_sum(np.abs(wide)) / n)
     alpha = np.where(alpha > 0, alpha, np.max(np.abs(wide), axis=1))
-    return (alpha / 7.0).astype(np.float32), None
+    return alpha / 7.0, None
 
 
 _RULES = {"amax": rule_amax, "minmax": rule_minmax, "sawb": rule_sawb}
@@ -233,9 +232,10 @@ def _observe(
         one, zero = np.ones(kept, np.float32), np.zeros(kept, np.float32)
         return one, zero if rule == "minmax" else None
     scale, offset = _RULES[rule](rows, grid)
-    scale = np.where(scale == 0, np.float32(1), np.clip(scale, _LEAST, _MOST))
-    scale = np.where(np.isfinite(rows).all(axis=1), scale, np.float32(np.nan))
-    return scale.reshape(kept), None if offset is None else offset.reshape(kept)
+    # Two roundings of a quotient of float32 numbers, to float64 and then to float32, give what one to float32 gives.
+    scale = np.where(scale == 0, 1.0, np.clip(scale, 2.0**-126, 2.0**126))
+    scale = np.where(np.isfinite(rows).all(axis=1), scale, np.nan)
+    return _f32(scale).reshape(kept), None if offset is None else offset.reshape(kept)
 
 
 def _blocks(x: NDArray[np.float32], axis: int, size: int) -> NDArray[np.float32]:
@@ -265,7 +265,8 @@ def scales(
     -------
     scale : numpy.ndarray
         float32; shape (1, ..., 1), or 1 everywhere but at `axis`, or the shape of `x` with blocks for elements there.
-        NaN for a group with an element that is not finite, 1 for an empty one or where the rule gives 0.
+        NaN for a group with an element that is not finite; 1 for an empty one, for zeros and, in ``"minmax"``, for
+        equal elements.
     offset : numpy.ndarray or None
         Of the same shape, for ``"minmax"``.
     """
