@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowbit as lb
-from support import BFLOAT16, DTYPES, KEY, assert_same, cast, normal, on_flushing_thread, roundings, runs, wild
+from support import BFLOAT16, DTYPES, KEY, assert_same, cast, check, normal, on_flushing_thread, roundings, runs, wild
 
 
 def unaligned(x: np.ndarray) -> np.ndarray:
@@ -113,6 +115,14 @@ def test_no_elements(name: str, shape: tuple[int, ...]) -> None:
             q = lb.quantize(x, name, **options, **rounding)
             assert q.packed.shape == (0,)
             assert q.codes.shape == shape
+
+
+def test_every_small_shape(name: str) -> None:
+    """Zero, one or two along each of three axes, with every kind of group."""
+    for shape in itertools.product(range(3), repeat=3):
+        for axis, block_size in itertools.product((None, 0, 1, 2), (None, 1, 2, 3)):
+            for rule in lb.get_format(name).scale_rules:
+                check(normal(math.prod(shape)).reshape(shape), name, scale=rule, axis=axis, block_size=block_size)
 
 
 def test_lists_and_scalars_are_arrays(name: str) -> None:

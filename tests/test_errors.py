@@ -197,7 +197,7 @@ def test_out_of_quantize() -> None:
 def test_dequantize() -> None:
     q = lb.quantize(normal(12).reshape(3, 4), "int4")
     refused(TypeError, "q", lb.dequantize, np.zeros(3))
-    for bad in (np.int8, np.complex64, np.float32(1), "f3", object):
+    for bad in (np.int8, np.complex64, "f3", object, ">f4"):
         with pytest.raises(TypeError, match="dtype"):
             lb.dequantize(q, dtype=bad)
     refused(TypeError, "out", lb.dequantize, q, out=np.zeros((3, 4)))
