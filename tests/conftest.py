@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 import lowbit as lb
 import support
 from lowbit import _core
+
+# A loaded machine is slow, not wrong.
+settings.register_profile("lowbit", deadline=None)
+settings.load_profile("lowbit")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -17,14 +22,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("name", lb.formats())
 
 
+@pytest.fixture(autouse=True)
+def put_back() -> Iterator[None]:
+    """Leave the CPU level and the number of threads as they were."""
+    before = _core.cpu_level(), lb.get_num_threads()
+    yield
+    _core.set_cpu_level(before[0])
+    lb.set_num_threads(before[1])
+
+
 @pytest.fixture(params=_core.cpu_levels())
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
+def level(request: pytest.FixtureRequest, put_back: None) -> str:
     """Run the test at every CPU level of this machine."""
-    before = _core.cpu_level()
     _core.set_cpu_level(request.param)
     support.levels_tested.add(request.param)
-    yield request.param
-    _core.set_cpu_level(before)
+    return str(request.param)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

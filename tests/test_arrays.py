@@ -214,7 +214,7 @@ def test_dtypes_of_dequantize(name: str) -> None:
     order=st.permutations(range(3)),
     steps=st.tuples(*[st.sampled_from([-3, -2, -1, 1, 2, 3])] * 3),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_view_of_any_array(
     data: st.DataObject, shape: tuple[int, int, int], order: list[int], steps: tuple[int, int, int]
 ) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import lowbit as lb
-from support import KEY, assert_same, normal, roundings, scalings
+from support import BFLOAT16, KEY, assert_same, normal, roundings, scalings
 
 
 def assert_equal(got: lb.Quantized, want: lb.Quantized) -> None:
@@ -143,7 +143,7 @@ def test_noise(data: bytes) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_spoilt_messages(data: st.DataObject) -> None:
     """Several bytes replaced at once: an error or (CRC32C lets 1 in 2^32 pass) the same value, nothing else."""
     good = lb.quantize(normal(15), "int4", block_size=4).to_bytes()
@@ -179,6 +179,32 @@ def test_files_come_back(tmp_path: Path) -> None:
             else:
                 assert_same(loaded[name], tensor)
     assert [file.name for file in tmp_path.iterdir()] == ["tensors.safetensors"], "no temporary file stays"
+
+
+def test_plain_arrays_of_any_layout_and_dtype(tmp_path: Path) -> None:
+    x = normal(60).reshape(5, 12)
+    arrays = {
+        "fortran": np.asfortranarray(x),
+        "strided": x[::-1, ::3],
+        "broadcast": np.broadcast_to(x[0], (3, 12)),
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 3), np.int8),
+        "flags": x > 0,
+        "bfloat16": x.astype(BFLOAT16),
+    }
+    lb.save(tmp_path / "a.safetensors", arrays)
+    for name, array in lb.load(tmp_path / "a.safetensors").items():
+        assert_same(array, arrays[name])
+    swapped = x.astype(x.dtype.newbyteorder())
+    try:
+        lb.save(tmp_path / "b.safetensors", {"swapped": swapped})
+    except TypeError as error:
+        assert "swapped" in str(error) or ">f4" in str(error)  # noqa: PT017  (both answers are right)
+    else:
+        assert np.array_equal(lb.load(tmp_path / "b.safetensors")["swapped"], swapped)
+    for bad in (np.array([1j], np.complex256 if hasattr(np, "complex256") else object), np.array(["a"])):
+        with pytest.raises(TypeError):
+            lb.save(tmp_path / "c.safetensors", {"bad": bad})
 
 
 def test_files_are_safetensors(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from fractions import Fraction
 from itertools import pairwise
 
@@ -60,6 +61,19 @@ def test_record_agrees_with_the_reference(name: str) -> None:
     assert record.reference == spec.reference
     assert record.uniform == spec.uniform
     assert tuple(record.scale_rules) == spec.scale_rules
+
+
+def test_nobody_can_change_a_record(name: str) -> None:
+    record = lb.get_format(name)
+    before = record.values.copy(), record.decode_table.copy()
+    for array in (record.values, record.decode_table):
+        with contextlib.suppress(ValueError):  # a read-only array refuses, a copy does not matter
+            array[:] = 99
+    with pytest.raises(AttributeError):
+        record.reference = 1.0
+    assert_same(lb.get_format(name).values, before[0])
+    assert_same(lb.get_format(name).decode_table, before[1])
+    assert_same(lb.dequantize(lb.quantize(before[0], name, scale=1.0)), before[0])
 
 
 def test_reference_of_the_amax_rule() -> None:

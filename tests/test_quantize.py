@@ -26,6 +26,7 @@ from support import (
     normal,
     on_flushing_thread,
     roundings,
+    runs,
     scalings,
     wild,
 )
@@ -110,20 +111,21 @@ def test_given_scales_of_every_shape(name: str) -> None:
         check(x, name, scale=0.25, offset=rng.uniform(-1, 1, (4, 3)), block_size=2)
 
 
-def test_subnormals_count_on_a_thread_that_flushes_them(name: str) -> None:
-    kinds = datasets(1024)
-    for x, rounding in itertools.product((kinds["tiny"], kinds["subnormal"], kinds["wild"]), roundings(name)):
-        for scaling in ({"scale": 2.0**-126}, {"block_size": 32}, {"scale": 2.0**-100}):
-            options = {**rounding, **scaling}
-            want = reference.fake_quantize(x, name, **options)
+@pytest.mark.parametrize("data", ["tiny", "subnormal", "wild", "blocks of all magnitudes"])
+def test_subnormals_count_on_a_thread_that_flushes_them(name: str, data: str) -> None:
+    scales = [*scalings(name), {"scale": 2.0**-126}, {"scale": 2.0**-100}, {"block_size": 32}]
+    for n, rounding, scaling in itertools.product((1024, 20001), roundings(name), scales):
+        x, options = datasets(n)[data], {**rounding, **scaling}
+        want = reference.fake_quantize(x, name, **options)
+        for run in runs(n):
             got = on_flushing_thread(lambda x=x, options=options: lb.fake_quantize(x, name, **options))
             if got is None:
                 pytest.skip("this platform offers no way to flush subnormals")
-            assert_same(got, want, f"{name} {options}")
+            assert_same(got, want, f"{name} {options} {run}")
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_fake_quantize_is_dequantize_of_quantize(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(lb.formats()))
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -196,3 +198,9 @@ def test_fields_of_the_result(name: str) -> None:
         q.scale = q.scale
     with pytest.raises((AttributeError, TypeError)):
         q.anything = 1
+
+
+def test_a_format_may_be_given_itself(name: str) -> None:
+    x, record = normal(100), lb.get_format(name)
+    assert_same(lb.fake_quantize(x, record), lb.fake_quantize(x, name))
+    assert_same(lb.quantize(x, record, block_size=8).packed, lb.quantize(x, name, block_size=8).packed)

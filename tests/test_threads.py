@@ -19,8 +19,7 @@ from support import KEY, assert_same, bits, normal, on_flushing_thread, rounding
 
 
 def test_set_and_get() -> None:
-    before = lb.get_num_threads()
-    for n in (1, 2, 7, before):
+    for n in (1, 2, 7, 1):
         lb.set_num_threads(n)
         assert lb.get_num_threads() == n
 
@@ -60,7 +59,6 @@ def test_threads_may_change_the_number_meanwhile() -> None:
     finally:
         stop.set()
         thread.join()
-        lb.set_num_threads(2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
@@ -113,9 +111,7 @@ def test_the_interpreter_lock_is_released() -> None:
     finally:
         stop.set()
         thread.join()
-        _core.set_cpu_level(_core.cpu_levels()[-1])
-        lb.set_num_threads(2)
-    assert during > 10
+    assert during > 50
 
 
 def test_the_callers_float_state_is_left_as_it_was() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -334,17 +334,28 @@ def _given(a: ArrayLike, ndim: int) -> NDArray[np.float32]:
     return a.reshape((1,) * (ndim - a.ndim) + a.shape)
 
 
+class Options(TypedDict, total=False):
+    """The options of `quantize` and `fake_quantize`, as ``lowbit.quantize`` tells them."""
+
+    scale: str | ArrayLike | None
+    offset: ArrayLike | None
+    axis: int | None
+    block_size: int | None
+    rounding: str
+    key: Key | int | np.random.Generator | None
+
+
 @_ignore
 def _plan(
     x: NDArray[np.float32],
     grid: Format,
     *,
-    scale: str | ArrayLike | None,
-    offset: ArrayLike | None,
-    axis: int | None,
-    block_size: int | None,
-    rounding: str,
-    key: Key | int | np.random.Generator | None,
+    scale: str | ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    axis: int | None = None,
+    block_size: int | None = None,
+    rounding: str = "nearest",
+    key: Key | int | np.random.Generator | None = None,
 ) -> _Plan:
     """Find the scales, then round t = (x - offset) * (1 / scale)."""
     if scale is None or isinstance(scale, str):
@@ -387,18 +398,17 @@ def _reconstruct(plan: _Plan, axis: int | None, block_size: int | None, dtype: D
 
 
 @_ignore
-def fake_quantize(
-    x: NDArray[Any],
-    format: str,  # noqa: A002  (the public API's name)
-    *,
-    scale: str | ArrayLike | None = None,
-    offset: ArrayLike | None = None,
-    axis: int | None = None,
-    block_size: int | None = None,
-    rounding: str = "nearest",
-    key: Key | int | np.random.Generator | None = None,
-) -> NDArray[Any]:
-    """Round an array to a format and back: ``lowbit.fake_quantize``, which tells the arguments.
+def fake_quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> NDArray[Any]:  # noqa: A002
+    """Round an array to a format and back, as ``lowbit.fake_quantize`` does.
+
+    Parameters
+    ----------
+    x : numpy.ndarray
+        float16, bfloat16, float32 or float64, of any shape.
+    format : str
+        A name of `FORMATS`.
+    **options
+        See `Options`.
 
     Returns
     -------
@@ -406,48 +416,36 @@ def fake_quantize(
         Of the shape and dtype of `x`. NaN where `x` is NaN, and in every group with a non-finite element whose scale
         comes from a rule.
     """
-    x32 = x.astype(np.float32)
-    plan = _plan(
-        x32,
-        FORMATS[format],
-        scale=scale,
-        offset=offset,
-        axis=axis,
-        block_size=block_size,
-        rounding=rounding,
-        key=key,
-    )
-    return _reconstruct(plan, axis, block_size, x.dtype.newbyteorder("="))
+    plan = _plan(x.astype(np.float32), FORMATS[format], **options)
+    return _reconstruct(plan, options.get("axis"), options.get("block_size"), x.dtype.newbyteorder("="))
 
 
 @_ignore
-def quantize(
-    x: NDArray[Any],
-    format: str,  # noqa: A002
-    *,
-    scale: str | ArrayLike | None = None,
-    offset: ArrayLike | None = None,
-    axis: int | None = None,
-    block_size: int | None = None,
-    rounding: str = "nearest",
-    key: Key | int | np.random.Generator | None = None,
-) -> Quantized:
-    """Round an array to the codes of a format: ``lowbit.quantize``, which tells the arguments.
+def quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> Quantized:  # noqa: A002
+    """Round an array to the codes of a format, as ``lowbit.quantize`` does.
+
+    Parameters
+    ----------
+    x, format, **options
+        See `fake_quantize`.
+
+    Returns
+    -------
+    Quantized
 
     Raises
     ------
     lowbit.Error
         An element is NaN or, where the scale comes from a rule, infinite; the message has its index in C order.
     """
-    x32, grid = x.astype(np.float32), FORMATS[format]
+    x32, grid, scale = x.astype(np.float32), FORMATS[format], options.get("scale")
     refused = ~np.isfinite(x32) if scale is None or isinstance(scale, str) else np.isnan(x32)
     if refused.any():
         raise Error(f"x: element {int(np.argmax(refused))} is {x32.flat[int(np.argmax(refused))]}")
-    plan = _plan(x32, grid, scale=scale, offset=offset, axis=axis, block_size=block_size, rounding=rounding, key=key)
-    values = plan.steps
-    if plan.offset is not None:
-        values = values + grid.values[0]
-    return Quantized(grid.encode(values), plan.scale, plan.offset, format, axis, block_size)
+    plan = _plan(x32, grid, **options)
+    values = plan.steps if plan.offset is None else plan.steps + grid.values[0]
+    codes = grid.encode(values)
+    return Quantized(codes, plan.scale, plan.offset, format, options.get("axis"), options.get("block_size"))
 
 
 def dequantize(q: Quantized, *, dtype: DTypeLike = np.float32, key: Key | int | None = None) -> NDArray[Any]:
