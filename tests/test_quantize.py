@@ -194,6 +194,8 @@ def test_fields_of_the_result(name: str) -> None:
         assert q.codes.shape == (5, 12)
         assert q.nbytes == q.packed.nbytes + q.scale.nbytes + (0 if q.offset is None else q.offset.nbytes)
         assert_same(np.asarray(q), lb.dequantize(q))
+    assert lb.quantize(x, name, scale=0.5, axis=-1).axis == 1
+    assert lb.quantize(x, name, scale=0.5, axis=0, block_size=2).block_size == 2
     with pytest.raises((AttributeError, TypeError)):
         q.scale = q.scale
     with pytest.raises((AttributeError, TypeError)):

@@ -126,6 +126,12 @@ def test_bad_keys() -> None:
         lb.random_bits(1, -1)
 
 
+@pytest.mark.parametrize("n", [2**50, 2**62, 2**64 - 1])
+def test_more_words_than_there_is_memory(n: int) -> None:
+    with pytest.raises((MemoryError, ValueError, OverflowError)):
+        lb.random_bits(1, n)
+
+
 def test_words_look_uniform_and_keys_unrelated() -> None:
     n = 1 << 18
     streams = [lb.random_bits(key, n) for key in (lb.Key(1), lb.Key(2), lb.Key(1).fold(0), lb.Key(1).fold("rounding"))]
