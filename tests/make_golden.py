@@ -1,0 +1,107 @@
+"""Write the golden files that are missing; never change one that is there (``make golden``).
+
+Codes, scales and words come from ``lowbit.reference``; the container's bytes from the library itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lowbit as lb
+from lowbit import reference
+
+GOLDEN = Path(__file__).parent / "golden"
+KEY = lb.Key(1234).fold("golden")
+
+
+def numbers() -> np.ndarray:
+    """Ninety-one fixed float32 numbers of many magnitudes, exact in every step."""
+    words = reference.random_bits((1, 2), 91)
+    mantissa = (words >> np.uint32(8)).astype(np.float32) - np.float32(2.0**23)
+    return np.ldexp(mantissa, -21 - (words % 7).astype(np.int32)).astype(np.float32).reshape(7, 13)
+
+
+def options(name: str) -> list[dict[str, Any]]:
+    """Every kind of scale, group and rounding, as JSON can hold them."""
+    grid = reference.FORMATS[name]
+    scalings: list[dict[str, Any]] = [{"scale": rule} for rule in grid.scale_rules] + [{"scale": 0.25}]
+    roundings: list[dict[str, Any]] = [{"rounding": "nearest"}, {"rounding": "stochastic"}]
+    if grid.uniform:
+        scalings.append({"scale": 0.25, "offset": -1.5})
+        roundings.append({"rounding": "dither"})
+    groups: list[dict[str, Any]] = [{}, {"axis": 0}, {"block_size": 5}, {"block_size": 3, "axis": 0}]
+    return [scaling | group | rounding for scaling in scalings for group in groups for rounding in roundings]
+
+
+def with_key(case: dict[str, Any]) -> dict[str, Any]:
+    """Add the key that the golden files use, where one is needed."""
+    return case if case["rounding"] == "nearest" else case | {"key": KEY}
+
+
+def stream() -> str:
+    """Keys from seeds and labels, and words from several places."""
+    cases: list[dict[str, Any]] = []
+    for seed, fold in [
+        (0, []),
+        (1234, []),
+        (2**64 - 1, []),
+        (1234, ["step", 7]),
+        (1234, [0]),
+        (b"lowbit", ["é", 2**63]),
+    ]:
+        key = lb.Key(seed).fold(*fold)
+        places = [(0, 20), (1, 3), (2**32 - 2, 5), (2**63 + 1, 4)]
+        cases.append(
+            {
+                "seed": seed.hex() if isinstance(seed, bytes) else seed,
+                "fold": fold,
+                "words": [f"{word:016x}" for word in key.words],
+                "elements": {
+                    str(at): [f"{w:08x}" for w in reference.random_bits(key.words, n, at)] for at, n in places
+                },
+            }
+        )
+    return json.dumps({"version": 1, "cases": cases}, indent=1) + "\n"
+
+
+def quantize(name: str) -> str:
+    """Packed codes, scales and offsets of `numbers`, as hexadecimal little-endian bytes."""
+    x, cases = numbers(), []
+    for case in options(name):
+        q = reference.quantize(x, name, **with_key(case))
+        offset = None if q.offset is None else q.offset.astype("<f4").tobytes().hex()
+        record = {"options": case, "packed": reference.pack(q.codes, reference.FORMATS[name].bits).tobytes().hex()}
+        record |= {"scale": q.scale.astype("<f4").tobytes().hex(), "offset": offset}
+        cases.append(json.dumps(record))
+    head = json.dumps({"format": name, "shape": x.shape, "x": x.astype("<f4").tobytes().hex()})[:-1]
+    return head + ', "cases": [\n' + ",\n".join(cases) + "\n]}\n"
+
+
+def container(name: str) -> str:
+    """``Quantized.to_bytes`` of `numbers`, a line for each of `options`."""
+    x = numbers()
+    return "".join(lb.quantize(x, name, **with_key(case)).to_bytes().hex() + "\n" for case in options(name)[:16])
+
+
+def main() -> None:
+    """Write what is missing."""
+    wanted: dict[str, Callable[[], str]] = {"stream-v1.json": stream}
+    wanted |= {f"quantize-v1-{name}.json": partial(quantize, name) for name in lb.formats()}
+    wanted |= {f"container-v1-{name}.hex": partial(container, name) for name in lb.formats()}
+    GOLDEN.mkdir(exist_ok=True)
+    for file, make in wanted.items():
+        path = GOLDEN / file
+        if not path.exists():
+            path.write_text(make(), encoding="utf-8")
+            sys.stdout.write(f"wrote {path.name}\n")
+
+
+if __name__ == "__main__":
+    main()

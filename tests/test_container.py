@@ -1,0 +1,260 @@
+"""Quantized arrays as bytes, as pickles and in files; and everything that can be wrong with those."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+import lowbit as lb
+from support import BFLOAT16, KEY, assert_same, normal, roundings, scalings
+
+
+def assert_equal(got: lb.Quantized, want: lb.Quantized) -> None:
+    assert got == want
+    assert got.format.name == want.format.name
+    assert_same(got.packed, want.packed)
+    assert_same(got.scale, want.scale)
+    assert (got.offset is None) == (want.offset is None)
+    if want.offset is not None:
+        assert_same(got.offset, want.offset)
+    for field in ("shape", "axis", "block_size", "key_id", "size", "ndim", "nbytes", "tensor_scale"):
+        assert getattr(got, field) == getattr(want, field), field
+
+
+def examples(name: str) -> list[lb.Quantized]:
+    shapes = [(), (0,), (1,), (7,), (3, 5), (2, 0, 3), (2, 3, 4)]
+    plain = [lb.quantize(normal(int(np.prod(s))).reshape(s), name, **r) for s in shapes for r in roundings(name)]
+    x = normal(60).reshape(5, 12)
+    shaped = [{"axis": 0}, {"axis": 1}, {"block_size": 5}, {"block_size": 2, "axis": 0}, {"scale": np.ones((5, 1))}]
+    return [
+        *plain,
+        *(lb.quantize(x, name, **options) for options in shaped),
+        *(lb.quantize(x, name, **options) for options in scalings(name)),
+    ]
+
+
+def test_bytes_come_back(name: str) -> None:
+    for q in examples(name):
+        data = q.to_bytes()
+        assert isinstance(data, bytes)
+        assert len(data) % 16 == 0 or len(data) > q.nbytes
+        for given_ in (data, bytearray(data), memoryview(data), memoryview(b"\0" + data)[1:]):
+            assert_equal(lb.Quantized.from_bytes(given_), q)
+        assert lb.Quantized.from_bytes(data).to_bytes() == data
+
+
+def test_pickles_and_copies(name: str) -> None:
+    for q in examples(name):
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+            assert_equal(pickle.loads(pickle.dumps(q, protocol)), q)
+        assert_equal(copy.copy(q), q)
+        assert_equal(copy.deepcopy(q), q)
+
+
+def test_the_key_does_not_travel() -> None:
+    q = lb.quantize(normal(100), "int4", rounding="dither", key=KEY)
+    for word in KEY.words:
+        assert word.to_bytes(8, "little") not in q.to_bytes()
+    back = lb.Quantized.from_bytes(q.to_bytes())
+    assert_same(lb.dequantize(back, key=KEY), lb.dequantize(q, key=KEY))
+
+
+def test_equality(name: str) -> None:
+    x = normal(24).reshape(4, 6)
+    q = lb.quantize(x, name)
+    assert q == lb.quantize(x, name)
+    others = [
+        lb.quantize(-x, name),
+        lb.quantize(x, name, scale=0.125),
+        lb.quantize(x.reshape(6, 4), name),
+        lb.quantize(x, name, axis=0),
+        lb.quantize(x, name, block_size=3),
+        lb.quantize(x, next(other for other in lb.formats() if other != name)),
+        "something else",
+        None,
+    ]
+    for other in others:
+        assert q != other
+        assert not q == other  # noqa: SIM201  (the other operator)
+
+
+def test_repr_tells_what_it_is(name: str) -> None:
+    text = repr(lb.quantize(normal(24).reshape(4, 6), name, block_size=3))
+    for part in (name, "4, 6", "3"):
+        assert part in text
+    assert len(text) < 300
+
+
+def test_asarray(name: str) -> None:
+    q = lb.quantize(normal(24).reshape(4, 6), name)
+    assert_same(np.asarray(q), lb.dequantize(q))
+    assert_same(np.asarray(q, np.float64), lb.dequantize(q, dtype=np.float64))
+    assert_same(np.array(q), lb.dequantize(q))
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+def damaged(name: str) -> list[bytes]:
+    x = normal(15).reshape(3, 5)
+    options: list[dict[str, Any]] = [{}, {"block_size": 2}]
+    if lb.get_format(name).uniform:
+        options += [{"rounding": "dither", "key": KEY}, {"scale": 0.5, "offset": -1.0, "axis": 0}]
+    return [lb.quantize(x, name, **each).to_bytes() for each in options]
+
+
+def test_truncation_at_every_byte(name: str) -> None:
+    for data in damaged(name):
+        for end in range(len(data)):
+            with pytest.raises(lb.DecodeError):
+                lb.Quantized.from_bytes(data[:end])
+
+
+def test_every_bit_flip(name: str) -> None:
+    for data in damaged(name):
+        for bit in range(8 * len(data)):
+            spoilt = bytearray(data)
+            spoilt[bit // 8] ^= 1 << bit % 8
+            with pytest.raises(lb.DecodeError):
+                lb.Quantized.from_bytes(bytes(spoilt))
+
+
+def test_more_than_the_message(name: str) -> None:
+    for data in damaged(name):
+        for extra in (b"\0", b"\0" * 16, data):
+            with pytest.raises(lb.DecodeError):
+                lb.Quantized.from_bytes(data + extra)
+        with pytest.raises(lb.DecodeError):
+            lb.Quantized.from_bytes(b"\0" + data)
+
+
+@given(st.binary(max_size=300))
+def test_noise(data: bytes) -> None:
+    with pytest.raises(lb.DecodeError):
+        lb.Quantized.from_bytes(data)
+
+
+@given(data=st.data())
+@settings(max_examples=300)
+def test_spoilt_messages(data: st.DataObject) -> None:
+    """Several bytes replaced at once: an error or (CRC32C lets 1 in 2^32 pass) the same value, nothing else."""
+    good = lb.quantize(normal(15), "int4", block_size=4).to_bytes()
+    spoilt = bytearray(good)
+    for _ in range(data.draw(st.integers(1, 6))):
+        spoilt[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    if bytes(spoilt) == good:
+        return
+    with pytest.raises(lb.DecodeError):
+        lb.Quantized.from_bytes(bytes(spoilt))
+
+
+def test_what_is_no_bytes() -> None:
+    for bad in ("text", 5, None, [1, 2]):
+        with pytest.raises(TypeError):
+            lb.Quantized.from_bytes(bad)
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def test_files_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "tensors.safetensors"
+    tensors: dict[str, Any] = {f"{name}/{i}": q for name in lb.formats() for i, q in enumerate(examples(name))}
+    tensors |= {"plain": normal(10).reshape(2, 5), "counts": np.arange(4), "half": np.ones(3, np.float16)}
+    for where in (path, str(path)):
+        lb.save(where, tensors)
+        loaded = lb.load(where)
+        assert list(loaded) == list(tensors) or set(loaded) == set(tensors)
+        for name, tensor in tensors.items():
+            if isinstance(tensor, lb.Quantized):
+                assert_equal(loaded[name], tensor)
+            else:
+                assert_same(loaded[name], tensor)
+    assert [file.name for file in tmp_path.iterdir()] == ["tensors.safetensors"], "no temporary file stays"
+
+
+def test_plain_arrays_of_any_layout_and_dtype(tmp_path: Path) -> None:
+    x = normal(60).reshape(5, 12)
+    arrays = {
+        "fortran": np.asfortranarray(x),
+        "strided": x[::-1, ::3],
+        "broadcast": np.broadcast_to(x[0], (3, 12)),
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 3), np.int8),
+        "flags": x > 0,
+        "bfloat16": x.astype(BFLOAT16),
+    }
+    lb.save(tmp_path / "a.safetensors", arrays)
+    for name, array in lb.load(tmp_path / "a.safetensors").items():
+        assert_same(array, arrays[name])
+    swapped = x.astype(x.dtype.newbyteorder())
+    try:
+        lb.save(tmp_path / "b.safetensors", {"swapped": swapped})
+    except TypeError as error:
+        assert "swapped" in str(error) or ">f4" in str(error)  # noqa: PT017  (both answers are right)
+    else:
+        assert np.array_equal(lb.load(tmp_path / "b.safetensors")["swapped"], swapped)
+    for bad in (np.array([1j], np.complex256 if hasattr(np, "complex256") else object), np.array(["a"])):
+        with pytest.raises(TypeError):
+            lb.save(tmp_path / "c.safetensors", {"bad": bad})
+
+
+def test_files_are_safetensors(tmp_path: Path) -> None:
+    q = lb.quantize(normal(12).reshape(3, 4), "int4", scale="minmax")
+    lb.save(tmp_path / "a.safetensors", {"w": q})
+    with safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        assert set(file.keys()) == {"w", "w.scale", "w.offset"}
+        assert_same(file.get_tensor("w"), q.packed)
+        assert_same(file.get_tensor("w.scale"), q.scale)
+        assert "lowbit" in file.metadata()
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    lb.save(path, {"w": normal(3)})
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        lb.save(path, {"w": object()})
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="missing"):
+        lb.load(tmp_path / "missing.safetensors")
+    with pytest.raises(OSError, match="missing"):
+        lb.save(tmp_path / "missing" / "a.safetensors", {"w": normal(3)})
+    for bad in (5, None):
+        with pytest.raises(TypeError, match="path"):
+            lb.load(bad)
+        with pytest.raises(TypeError, match="path"):
+            lb.save(bad, {})
+    path = tmp_path / "a.safetensors"
+    q = lb.quantize(normal(12), "int4")
+    lb.save(path, {"w": q})
+    data = path.read_bytes()
+    for end in range(0, len(data), 3):
+        path.write_bytes(data[:end])
+        with pytest.raises(lb.DecodeError):
+            lb.load(path)
+    path.write_bytes(b"not a file of tensors")
+    with pytest.raises(lb.DecodeError):
+        lb.load(path)
+
+
+def test_names_that_collide(tmp_path: Path) -> None:
+    q = lb.quantize(normal(12), "int4")
+    with pytest.raises(lb.Error, match=r"w\.scale"):
+        lb.save(tmp_path / "a.safetensors", {"w": q, "w.scale": normal(3)})
+    for bad in ({1: normal(3)}, [normal(3)], None):
+        with pytest.raises(TypeError):
+            lb.save(tmp_path / "a.safetensors", bad)
+    assert not list(tmp_path.iterdir())

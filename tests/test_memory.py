@@ -1,0 +1,56 @@
+"""How much memory a call takes beside its input and output: under 1 MiB a thread, strided inputs included."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+import numpy as np
+import lowbit as lb
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+ways = ({{"scale": 0.5}}, {{}}, {{"scale": "minmax", "axis": 0}}, {{"scale": "sawb"}})
+lb.set_num_threads(2)
+for options in ways:  # lets pools and tables come into being, before the arrays that make the peak
+    small = np.ones((512, 512), np.{dtype})
+    lb.fake_quantize(small, "int4", **options)
+    lb.dequantize(lb.quantize(small, "int4", **options), dtype=small.dtype)
+x = np.ones((2048, 4096), np.{dtype})
+x[:, ::3] = 0.3
+x = {view}
+out, packed = np.full(x.shape, 7, x.dtype), np.full(x.size // 2, 7, np.uint8)  # every page is touched
+for options in ways:
+    before = peak()
+    {call}
+    print(peak() - before)
+"""
+CALLS = 'lb.fake_quantize(x, "int4", out=out, **options)', 'lb.quantize(x, "int4", out=packed, **options)'
+
+
+def taken(dtype: str, view: str, call: str) -> float:
+    """Run one call in every way in a process of its own; the most it took, in MiB."""
+    program = PROGRAM.format(dtype=dtype, view=view, call=call)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return max(int(line) for line in run.stdout.split()) / 2**20
+
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the peak is read from getrusage")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("view", ["x", "x.T", "x[::-1, ::2]"])
+def test_memory_beside_input_and_output(dtype: str, view: str) -> None:
+    for call in (*CALLS, "lb.dequantize(lb.quantize(x, 'int4', out=packed, **options), dtype=x.dtype, out=out)"):
+        most = taken(dtype, view, call)
+        assert most < 2.5, f"{call}: {most} MiB, more than 1 for each of two threads and half for the allocator"
+
+
+def test_a_copy_would_be_seen() -> None:
+    assert taken("float16", "x", "x.copy()") > 10

@@ -1,0 +1,207 @@
+"""The scale rules against their formulas, in exact or closed form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import lowbit as lb
+from lowbit import reference
+from support import assert_same, check, float32, normal, runs
+
+SAWB = [name for name in lb.formats() if "sawb" in lb.get_format(name).scale_rules]
+AFFINE = [name for name in lb.formats() if "minmax" in lb.get_format(name).scale_rules]
+SIZES = [1, 7, 8, 9, 4095, 4096, 4097, 8192, 20001, 100003]
+
+
+def test_amax_by_its_formula(name: str) -> None:
+    record = lb.get_format(name)
+    if "amax" not in record.scale_rules:
+        pytest.skip(f"{name} has no rule amax")
+    for n in SIZES:
+        x = normal(n)
+        want = np.abs(x).max() / np.float32(record.reference)
+        for run in runs(n):
+            assert_same(lb.quantize(x, name, scale="amax").scale, want.reshape(1), run)
+
+
+def test_amax_maps_the_largest_to_the_reference() -> None:
+    x = np.array([-3.5, 1.0, 0.2], np.float32)
+    assert lb.quantize(x, "int4").codes.tolist() == [16 - 7, 2, 0]
+    assert lb.quantize(x, "radix4").codes.tolist() == [15, 6, 5]
+    assert lb.quantize(-x, "uint4").codes.tolist() == [15, 0, 0]
+
+
+def test_the_default_rule_is_the_records(name: str) -> None:
+    x = normal(100)
+    assert_same(lb.quantize(x, name).scale, lb.quantize(x, name, scale=lb.get_format(name).default_scale).scale)
+
+
+def test_a_group_of_zeros_has_scale_one(name: str) -> None:
+    x = np.zeros((2, 8), np.float32)
+    x[1] = 3
+    for rule in lb.get_format(name).scale_rules:
+        q = lb.quantize(x, name, scale=rule, axis=0)
+        assert q.scale[0, 0] == 1
+        assert not lb.dequantize(q)[0].any()
+
+
+def test_scales_are_clamped_to_the_range_with_a_safe_reciprocal(name: str) -> None:
+    for rule in lb.get_format(name).scale_rules:
+        for amax in (2.0**-130, 2.0**-125, 2.0**-122, 2.0**-120, 2.0**-119, 1e38, 2.0**127, 3.4028235e38):
+            x = np.array([[amax, -amax, 0, amax / 2]], np.float32)
+            q = lb.quantize(x, name, scale=rule)
+            assert 2.0**-126 <= q.scale[0, 0] <= 2.0**126
+            check(x, name, scale=rule)
+        for exponent in range(-149, 128, 3):
+            check(np.ldexp(normal(8), exponent - 3).astype(np.float32), name, scale=rule)
+
+
+def test_scales_of_empty_groups(name: str) -> None:
+    for rule in lb.get_format(name).scale_rules:
+        for shape, options, want in [
+            ((0,), {}, (1,)),
+            ((0, 3), {}, (1, 1)),
+            ((3, 0), {"axis": 0}, (3, 1)),
+            ((0, 3), {"axis": 0}, (0, 1)),
+            ((3, 0), {"block_size": 2}, (3, 0)),
+            ((0, 3), {"block_size": 2}, (0, 2)),
+        ]:
+            q = lb.quantize(np.zeros(shape, np.float32), name, scale=rule, **options)
+            assert q.scale.shape == want
+            assert (q.scale == 1).all()
+            assert lb.dequantize(q).shape == shape
+            if q.offset is not None:
+                assert q.offset.shape == want
+                assert not q.offset.any()
+
+
+# --- minmax -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("affine", AFFINE)
+def test_minmax_of_the_article(affine: str) -> None:
+    record = lb.get_format(affine)
+    q = lb.quantize(np.array([0, 1, 0.3], np.float32), affine, scale="minmax")
+    values = record.decode_table[q.codes]
+    assert values[:2].tolist() == [record.values[0], record.values[-1]]
+    if affine == "int4":
+        assert values.tolist() == [-8, 7, -4]
+        assert q.codes.tolist() == [8, 7, 12]
+    steps = len(record.values) - 1
+    assert_same(q.scale, np.array([1 / steps], np.float32))
+    assert_same(q.offset, np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("affine", AFFINE)
+@pytest.mark.parametrize("value", [0.3, -7.25, 1e-40, 3e38, -1e-45, 0.0, -0.0, 123456.78])
+def test_a_constant_group_comes_back_exactly(affine: str, value: float) -> None:
+    x = np.full(100, value, np.float32)
+    y = lb.fake_quantize(x, affine, scale="minmax")
+    assert (y == x).all()
+    assert not np.signbit(y).any() or value < 0, "an offset of -0.0 is +0.0"
+
+
+@pytest.mark.parametrize("affine", AFFINE)
+def test_minmax_by_its_formula(affine: str) -> None:
+    steps = len(lb.get_format(affine).values) - 1
+    for n in SIZES[1:]:
+        x = normal(n) * np.float32(3) - np.float32(5)
+        scale = (float(x.max()) - float(x.min())) / steps
+        for run in runs(n):
+            q = lb.quantize(x, affine, scale="minmax")
+            assert_same(q.scale, np.array([scale], np.float32), run)
+            assert_same(q.offset, np.array([x.min()], np.float32), run)
+
+
+@pytest.mark.parametrize("affine", AFFINE)
+def test_minmax_spans_the_whole_float32_range(affine: str) -> None:
+    x = np.array([-3.4028235e38, 3.4028235e38, 0], np.float32)
+    check(x, affine, scale="minmax")
+    q = lb.quantize(x, affine, scale="minmax")
+    assert np.isfinite(q.scale).all()
+
+
+@pytest.mark.parametrize("affine", AFFINE)
+def test_an_offset_is_what_the_lowest_code_stands_for(affine: str) -> None:
+    record = lb.get_format(affine)
+    steps = np.arange(len(record.values), dtype=np.float32)
+    q = lb.quantize(steps * np.float32(0.5) + np.float32(10), affine, scale=0.5, offset=10)
+    assert_same(record.decode_table[q.codes], record.values)
+    assert_same(lb.dequantize(q), steps * np.float32(0.5) + np.float32(10))
+
+
+# --- sawb -------------------------------------------------------------------------------------------------------------
+
+
+def ordered_sum(x: list[float]) -> float:
+    """Sum in the order of the contract, in plain Python."""
+    total = 0.0
+    for start in range(0, len(x), 4096):
+        lanes = [0.0] * 8
+        for j, value in enumerate(x[start : start + 4096]):
+            lanes[j % 8] += value
+        l0, l1, l2, l3, l4, l5, l6, l7 = lanes
+        total += ((l0 + l1) + (l2 + l3)) + ((l4 + l5) + (l6 + l7))
+    return total
+
+
+def test_the_reference_sums_in_the_order_of_the_contract() -> None:
+    for n in SIZES:
+        x = normal(n).astype(np.float64) ** 2
+        assert reference.ordered_sum(x[None])[0] == ordered_sum(x.tolist())
+
+
+@pytest.mark.parametrize("sawb", SAWB)
+def test_sawb_by_its_formula_to_the_bit(sawb: str) -> None:
+    for n in SIZES[1:]:
+        x = normal(n)
+        wide = x.astype(np.float64).tolist()
+        square, size = ordered_sum([v * v for v in wide]), ordered_sum([abs(v) for v in wide])
+        alpha = 12.035 * math.sqrt(square / n) - 12.03 * (size / n)
+        want = np.array([(alpha if alpha > 0 else max(map(abs, wide))) / 7.0], np.float32)
+        for run in runs(n):
+            assert_same(lb.quantize(x, sawb, scale="sawb").scale, want, f"{n} {run}")
+
+
+@pytest.mark.parametrize("sawb", SAWB)
+@pytest.mark.parametrize(
+    ("draw", "mean", "rms"),
+    [
+        (lambda rng, n: rng.standard_normal(n), math.sqrt(2 / math.pi), 1.0),
+        (lambda rng, n: rng.uniform(-1, 1, n), 0.5, math.sqrt(1 / 3)),
+        (lambda rng, n: rng.laplace(size=n), 1.0, math.sqrt(2)),
+    ],
+    ids=["normal", "uniform", "laplace"],
+)
+def test_sawb_closed_forms(sawb: str, draw: object, mean: float, rms: float) -> None:
+    n = 1 << 20
+    x = draw(np.random.default_rng(11), n).astype(np.float32)
+    alpha = 7 * float(lb.quantize(x, sawb, scale="sawb").scale[0])
+    # The delta method: alpha moves with the sample means of x^2 and |x|.
+    wide = x.astype(np.float64)
+    deviation = np.std(12.035 * wide**2 / (2 * rms) - 12.03 * np.abs(wide)) / math.sqrt(n)
+    assert abs(alpha - (12.035 * rms - 12.03 * mean)) < 5 * deviation
+
+
+@pytest.mark.parametrize("sawb", SAWB)
+def test_sawb_of_constant_magnitudes(sawb: str) -> None:
+    """The fit's edge: RMS = mean, so the clip is 0.005 of the magnitude (12.035 > 12.03: amax is for zeros alone)."""
+    q = lb.quantize(np.full(100, 2.0), sawb, scale="sawb")
+    assert q.scale[0] == np.float32((12.035 * 2 - 12.03 * 2) / 7)
+    check(np.array([2, -2, 2, 2.001], np.float32), sawb, scale="sawb")
+    check(float32([1, 1, 1, 1]), sawb, scale="sawb")
+    assert lb.quantize(np.zeros(100), sawb, scale="sawb").scale[0] == 1
+
+
+@pytest.mark.parametrize("sawb", SAWB)
+def test_sawb_sums_a_group_in_its_c_order(sawb: str) -> None:
+    x = normal(30 * 40 * 50).reshape(30, 40, 50)
+    for axis in range(3):
+        q = lb.quantize(x, sawb, scale="sawb", axis=axis)
+        group = np.moveaxis(x, axis, 0)[3].ravel()
+        assert q.scale.ravel()[3] == lb.quantize(group, sawb, scale="sawb").scale[0]
+    check(x.reshape(300, 200), sawb, scale="sawb", block_size=130, axis=0)
+    check(normal(3 * 9000).reshape(3, 9000), sawb, scale="sawb", block_size=5000)
