@@ -1,0 +1,106 @@
+"""Measure in this process and print one JSON object a line: what runs here, then one for each operation and size.
+
+``bench.py`` starts it once for each thread count, with the environment that :func:`environment` gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import lowbit as lb
+import numpy as np
+from lowbit import _core
+
+from operations import OPERATIONS, Operation, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CALLS = 2**21  # elements in one sample, so that small arrays are called several times between two readings of the clock
+
+
+def contenders(operation: Operation, problem: Problem, peers: list[str]) -> dict[str, Callable[[], Any]]:
+    """Set up everyone who has a recipe for the operation, and see each one's result pass the same check."""
+    calls = {}
+    for name in ("lowbit", *peers):
+        recipe = getattr(importlib.import_module("ours" if name == "lowbit" else f"peers_{name}"), operation.name, None)
+        if recipe is None:
+            continue
+        calls[name] = recipe(problem)
+        try:
+            operation.check(problem, calls[name]())
+        except AssertionError as error:
+            raise SystemExit(f"{operation.name}: {name} computes something else: {error}") from error
+    return calls
+
+
+def copies(problem: Problem) -> dict[str, Callable[[], Any]]:
+    """Two ways to copy the array on one thread; the faster is the unit."""
+    source, target = problem.x, problem.empty()
+    to, from_, size = target.ctypes.data, source.ctypes.data, source.nbytes
+    return {"copyto": lambda: np.copyto(target, source), "memmove": lambda: ctypes.memmove(to, from_, size)}
+
+
+def measure(calls: dict[str, Callable[[], Any]], n: int, repeats: int) -> dict[str, list[float]]:
+    """Quartiles of the ns for each element, all taking turns: A B C A B C ..., so that noise falls on everyone."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    count = max(1, min(64, CALLS // n))
+    for _ in range(repeats):
+        for name, call in calls.items():
+            if count > 1:
+                call()  # the neighbours have used the cache: bring the arrays back
+            start = time.perf_counter_ns()
+            for _ in range(count):
+                call()
+            samples[name].append((time.perf_counter_ns() - start) / (count * n))
+    return {name: np.quantile(times, [0.5, 0.25, 0.75]).tolist() for name, times in samples.items()}
+
+
+def processor() -> str:
+    """Name the CPU; a virtual machine often hides the model, so its numbers are added."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            facts = dict(line.split(":", 1) for line in lines.read().split("\n\n")[0].splitlines())
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    if "cpu family" not in facts:
+        return facts.get("model name", platform.machine())
+    return f"{facts['model name']} family {facts['cpu family']} model {facts['model']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ops", nargs="+", required=True)
+    parser.add_argument("--sizes", nargs="+", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--peers", nargs="*", required=True)
+    parser.add_argument("--repeats", type=int, required=True)
+    options = parser.parse_args()
+    lb.set_num_threads(options.threads)
+    packages = ("lowbit", "numpy", *(peer for peer in ("numba", "torch", "torchao") if peer in options.peers))
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    say({"cpu": processor(), "level": _core.cpu_level(), "threads": options.threads, "versions": versions})
+    for n in options.sizes:
+        problem = Problem(n)
+        for operation in (operation for operation in OPERATIONS if operation.name in options.ops):
+            calls = contenders(operation, problem, options.peers) | copies(problem)
+            times = measure(calls, n, options.repeats)
+            say({"operation": operation.name, "n": n, "load": os.getloadavg()[0], "ns": times})
+
+
+def say(what: dict[str, Any]) -> None:
+    print(json.dumps(what), file=sys.stdout, flush=True)
+
+
+if __name__ == "__main__":
+    main()
