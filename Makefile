@@ -37,3 +37,6 @@ cargo-test:
 
 pytest: $(VENV)/.extra-test
 	$(BIN)/python -m pytest tests --doctest-modules --pyargs lowbit
+
+bench: $(VENV)/.extra-bench  ## lowbit beside memcpy, NumPy, numba and (where importable) torch; BENCH="--sizes 2^20" to choose
+	$(BIN)/python benches/bench.py $(BENCH)

@@ -11,8 +11,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from operations import OPERATIONS
 from report import BY_NAME, Row, overhead, record, speedups, table
 
@@ -36,8 +34,9 @@ def arguments() -> argparse.Namespace:
     names = [operation.name for operation in OPERATIONS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--ops", nargs="+", choices=names, default=names, metavar="OP", help=", ".join(names))
-    parser.add_argument("--sizes", nargs="+", type=size, default=[2**17, 2**20, 2**24], metavar="N", help="multiples of 128")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T", help="thread counts, a process each")
+    sizes = [2**17, 2**20, 2**24]
+    parser.add_argument("--sizes", nargs="+", type=size, default=sizes, metavar="N", help="multiples of 128")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T", help="a process for each")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=installed, metavar="P", help="who else to time")
     parser.add_argument("--repeats", type=int, default=15, metavar="R", help="samples of each contender")
     parser.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="write benches/records")
@@ -73,8 +72,11 @@ def main() -> None:
         lines = measurements(options, threads)
         about, rows = next(lines), []
         calls = next(lines)
-        for line in tqdm(lines, f"{threads} threads", total=len(options.ops) * len(options.sizes), file=sys.stderr):
+        for line in lines:
             rows.append(Row(BY_NAME[line["operation"]], line["n"], about["level"], threads, line["load"], line["ns"]))
+            progress = f"{threads} threads: {len(rows)} of {len(options.ops) * len(options.sizes)}"
+            print(f"\r{progress}", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
         for n in options.sizes:
             print(table([row for row in rows if row.n == n], options.peers), flush=True)
         everything += rows

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import lowbit as lb
 import numpy as np
 from lowbit import _core
-
 from operations import OPERATIONS, Operation, Problem
 
 if TYPE_CHECKING:
@@ -65,6 +64,20 @@ def measure(calls: dict[str, Callable[[], Any]], n: int, repeats: int) -> dict[s
     return {name: np.quantile(times, [0.5, 0.25, 0.75]).tolist() for name, times in samples.items()}
 
 
+def overhead(repeats: int) -> dict[str, dict[str, float]]:
+    """Microseconds for a call on 1000 numbers through the public door, and of the compiled function it ends in."""
+    x, scale, int4 = np.linspace(-1, 1, 1000, dtype=np.float32), np.float32(0.25), lb.get_format("int4")
+    given, out, packed = np.asarray(scale), np.empty_like(x), np.empty(500, np.uint8)
+    calls = {
+        "fake_quantize": lambda: lb.fake_quantize(x, "int4", scale=scale, out=out),
+        "fake_quantize kernel": lambda: _core.fake_quantize(x, int4, given, None, None, None, "nearest", None, out),
+        "quantize": lambda: lb.quantize(x, "int4", scale=scale, out=packed),
+        "quantize kernel": lambda: _core.quantize(x, int4, given, None, None, None, "nearest", None, packed),
+    }
+    us = {name: times[0] * x.size / 1000 for name, times in measure(calls, x.size, max(repeats, 50)).items()}
+    return {name: {"call": us[name], "kernel": us[f"{name} kernel"]} for name in ("fake_quantize", "quantize")}
+
+
 def processor() -> str:
     """Name the CPU; a virtual machine often hides the model, so its numbers are added."""
     try:
@@ -87,9 +100,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, required=True)
     options = parser.parse_args()
     lb.set_num_threads(options.threads)
-    packages = ("lowbit", "numpy", *(peer for peer in ("numba", "torch", "torchao") if peer in options.peers))
-    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    packages = ("numpy", *(peer for peer in ("numba", "torch", "torchao") if peer in options.peers))
+    versions = {"python": platform.python_version(), "lowbit": lb.__version__}
+    versions |= {name: version(name) for name in packages}
     say({"cpu": processor(), "level": _core.cpu_level(), "threads": options.threads, "versions": versions})
+    say(overhead(options.repeats))
     for n in options.sizes:
         problem = Problem(n)
         for operation in (operation for operation in OPERATIONS if operation.name in options.ops):

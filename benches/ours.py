@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import lowbit as lb
 import numpy as np
-
 from operations import KEY
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit, prange
-
 from operations import KEY, pack_nibbles
 
 if TYPE_CHECKING:

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-
 from operations import KEY, pack_planar
 from peers_torch import tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
-
     from operations import Problem
+    from torch import Tensor
 
 torch._dynamo.config.recompile_limit = 64  # one compilation for each size and block
 compiled = torch.compile(fullgraph=True, dynamic=False)

@@ -1,10 +1,11 @@
-"""The torchao recipes, compiled by torch.compile: its affine primitives, one INT4 value a byte (it packs on GPUs only)."""
+"""The torchao recipes: its affine primitives, compiled by torch.compile; they store one INT4 value a byte."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peers_torch import tensor
 from torchao.quantization.quant_primitives import (
     MappingType,
     _fake_quantize_affine,
@@ -13,14 +14,11 @@ from torchao.quantization.quant_primitives import (
     quantize_affine,
 )
 
-from peers_torch import tensor
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
-
     from operations import Problem
+    from torch import Tensor
 
 torch._dynamo.config.recompile_limit = 64  # one compilation for each size and block
 compiled = torch.compile(fullgraph=True, dynamic=False)

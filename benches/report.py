@@ -19,8 +19,9 @@ LIBRARY_GOAL = 8.0  # times the speed of the array libraries, or within FLOOR ti
 FLOOR = 1.5
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 COLUMNS = (
-    "utc cpu level threads operation n contender ns_per_element q1 q3 gb_per_s times_memcpy times_lowbit goal met load versions"
-).split()
+    *("utc", "cpu", "level", "threads", "operation", "n", "contender", "ns_per_element", "q1", "q3"),
+    *("gb_per_s", "times_memcpy", "times_lowbit", "goal", "met", "load", "versions"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,50 +37,56 @@ class Row:
 
     @property
     def memcpy(self) -> float:
+        """The faster of the two copies, on one thread whatever the others have."""
         return min(self.ns["copyto"][0], self.ns["memmove"][0])
 
     @property
     def lowbit(self) -> float:
+        """The median."""
         return self.ns["lowbit"][0]
 
     def goal(self, contender: str) -> tuple[str, bool] | None:
-        """The goal beside this contender (lowbit: its own), and whether it is met; None where none is set."""
+        """Tell the goal beside this contender (lowbit: its own) and whether it is met; None where none is set."""
         slower = SLOWER.get(self.level)
-        if slower is None:
+        if slower is None or contender in ("copyto", "memmove", "torchao"):
             return None
         if contender == "lowbit":
-            if self.threads == 1 and self.n == GOAL_SIZE and self.operation.goal:
-                return f"<= {self.operation.goal * slower:g} memcpy", self.lowbit <= self.operation.goal * slower * self.memcpy
-            if self.threads == 1 and self.n == CACHED_SIZE and self.operation.cached_goal:
-                limit = self.operation.cached_goal * slower
-                return f"<= {limit:g} ns", self.lowbit <= limit
-            return None
-        ratio = self.ns[contender][0] / self.lowbit
+            return self._own_goal(slower) if self.threads == 1 else None
         if self.n != GOAL_SIZE:
             return None
-        if contender in ("numpy", "torch"):
-            floor = FLOOR * self.operation.bytes_moved / 8 * self.memcpy
-            return f">= {LIBRARY_GOAL:g} or {floor:.3f} ns", ratio >= LIBRARY_GOAL or self.lowbit <= floor
+        ratio = self.ns[contender][0] / self.lowbit
         if contender in ("numba", "torch_compile"):
             return f">= {self.operation.fused_goal:g}", ratio >= self.operation.fused_goal
+        floor = FLOOR * self.operation.bytes_moved / 8 * self.memcpy
+        return f">= {LIBRARY_GOAL:g} or {floor:.3f} ns", ratio >= LIBRARY_GOAL or self.lowbit <= floor
+
+    def _own_goal(self, slower: float) -> tuple[str, bool] | None:
+        if self.n == GOAL_SIZE and self.operation.goal:
+            limit = self.operation.goal * slower
+            return f"<= {limit:g} memcpy", self.lowbit <= limit * self.memcpy
+        if self.n == CACHED_SIZE and self.operation.cached_goal:
+            limit = self.operation.cached_goal * slower
+            return f"<= {limit:g} ns", self.lowbit <= limit
         return None
 
 
 def table(rows: list[Row], peers: list[str]) -> str:
-    """One size on one thread count; beside a peer how many times as long it takes, ``!`` where a goal is missed."""
-    first = rows[0]
+    """Lay out one size on one thread count; a peer's ratio ends in ``!`` where its goal is missed."""
+    first, last = rows[0], rows[-1]
     memcpy = sorted(row.memcpy for row in rows)[len(rows) // 2]
     lines = [
-        f"\n{first.n} elements, {first.threads} thread{'s' * (first.threads > 1)}, level {first.level}, load average {first.load:.1f} to "
-        f"{rows[-1].load:.1f}, one-thread memcpy {memcpy:.3f} ns/element ({8 / memcpy:.1f} GB/s)",
-        f"{'':32}{'ns/element (quartiles)':>24}{'GB/s':>8}{'x memcpy':>10}  {'goal':16}" + "".join(f"{p:>15}" for p in peers),
+        f"\n{first.n} elements, {first.threads} thread{'s' * (first.threads > 1)}, level {first.level}, "
+        f"load average {first.load:.1f} to {last.load:.1f}, "
+        f"one-thread memcpy {memcpy:.3f} ns/element ({8 / memcpy:.1f} GB/s)",
+        f"{'':32}{'ns/element (quartiles)':>24}{'GB/s':>8}{'x memcpy':>10}  {'goal':22}"
+        + "".join(f"{peer:>15}" for peer in peers),
     ]
     for row in rows:
         middle, low, high = row.ns["lowbit"]
-        line = f"{row.operation.name:32}{f'{middle:.3f} ({low:.3f}-{high:.3f})':>24}{row.operation.bytes_moved / middle:8.1f}"
         goal = row.goal("lowbit")
         verdict = f"{goal[0]} {'met' if goal[1] else 'MISSED'}" if goal else ""
-        line += f"{middle / row.memcpy:10.2f}  {verdict:22}"
+        line = f"{row.operation.name:32}{f'{middle:.3f} ({low:.3f}-{high:.3f})':>24}"
+        line += f"{row.operation.bytes_moved / middle:8.1f}{middle / row.memcpy:10.2f}  {verdict:22}"
         for peer in peers:
             if peer in row.ns:
                 goal = row.goal(peer)
@@ -91,7 +98,7 @@ def table(rows: list[Row], peers: list[str]) -> str:
 
 
 def speedups(rows: list[Row]) -> str:
-    """How much faster two threads are than one, each in units of the memcpy beside it."""
+    """Tell how much faster two threads are than one, each in units of the memcpy beside it."""
     relative = {(row.operation.name, row.n, row.threads): row.lowbit / row.memcpy for row in rows}
     lines = [f"\ntwo threads over one (goal {SPEEDUP_GOAL} at {GOAL_SIZE})"]
     for (name, n, threads), one in relative.items():
@@ -103,7 +110,7 @@ def speedups(rows: list[Row]) -> str:
 
 
 def overhead(calls: dict[str, dict[str, float]]) -> str:
-    """What a call costs on few numbers, beside the kernel that it calls."""
+    """Tell what a call costs on few numbers, beside the kernel that it calls."""
     lines = [f"\nmicroseconds for a call on 1000 numbers (goal: at most {OVERHEAD_GOAL:g} over the kernel)"]
     for name, us in calls.items():
         above = us["call"] - us["kernel"]
