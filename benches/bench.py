@@ -54,7 +54,9 @@ def size(text: str) -> int:
 
 def measurements(options: argparse.Namespace, threads: int) -> Iterator[dict[str, Any]]:
     """Run measure.py on so many threads and yield what it prints."""
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
+    counts = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads)
+    )
     lists = [("--ops", options.ops), ("--sizes", options.sizes), ("--peers", options.peers)]
     command = [sys.executable, str(HERE / "measure.py"), "--threads", str(threads), "--repeats", str(options.repeats)]
     command += [str(word) for flag, words in lists for word in (flag, *words)]

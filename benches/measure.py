@@ -49,22 +49,25 @@ def copies(problem: Problem) -> dict[str, Callable[[], Any]]:
     return {"copyto": lambda: np.copyto(target, source), "memmove": lambda: ctypes.memmove(to, from_, size)}
 
 
-def measure(calls: dict[str, Callable[[], Any]], n: int, repeats: int) -> dict[str, list[float]]:
+def measure(calls: dict[str, Callable[[], Any]], n: int, repeats: int, threads: int) -> dict[str, list[float]]:
     """Quartiles of the ns for each element, all taking turns: A B C A B C ..., so that noise falls on everyone."""
+    # One thread is timed by the CPU time of the process: on an idle machine the time on the wall, on a busy one without
+    # the turns that other processes take.
+    clock = time.process_time_ns if threads == 1 else time.perf_counter_ns
     samples: dict[str, list[float]] = {name: [] for name in calls}
     count = max(1, min(64, CALLS // n))
     for _ in range(repeats):
         for name, call in calls.items():
             if count > 1:
                 call()  # the neighbours have used the cache: bring the arrays back
-            start = time.perf_counter_ns()
+            start = clock()
             for _ in range(count):
                 call()
-            samples[name].append((time.perf_counter_ns() - start) / (count * n))
+            samples[name].append((clock() - start) / (count * n))
     return {name: np.quantile(times, [0.5, 0.25, 0.75]).tolist() for name, times in samples.items()}
 
 
-def overhead(repeats: int) -> dict[str, dict[str, float]]:
+def overhead(repeats: int, threads: int) -> dict[str, dict[str, float]]:
     """Microseconds for a call on 1000 numbers through the public door, and of the compiled function it ends in."""
     x, scale, int4 = np.linspace(-1, 1, 1000, dtype=np.float32), np.float32(0.25), lb.get_format("int4")
     given, out, packed = np.asarray(scale), np.empty_like(x), np.empty(500, np.uint8)
@@ -74,7 +77,7 @@ def overhead(repeats: int) -> dict[str, dict[str, float]]:
         "quantize": lambda: lb.quantize(x, "int4", scale=scale, out=packed),
         "quantize kernel": lambda: _core.quantize(x, int4, given, None, None, None, "nearest", None, packed),
     }
-    us = {name: times[0] * x.size / 1000 for name, times in measure(calls, x.size, max(repeats, 50)).items()}
+    us = {name: times[0] * x.size / 1000 for name, times in measure(calls, x.size, repeats, threads).items()}
     return {name: {"call": us[name], "kernel": us[f"{name} kernel"]} for name in ("fake_quantize", "quantize")}
 
 
@@ -104,12 +107,12 @@ def main() -> None:
     versions = {"python": platform.python_version(), "lowbit": lb.__version__}
     versions |= {name: version(name) for name in packages}
     say({"cpu": processor(), "level": _core.cpu_level(), "threads": options.threads, "versions": versions})
-    say(overhead(options.repeats))
+    say(overhead(options.repeats, options.threads))
     for n in options.sizes:
         problem = Problem(n)
         for operation in (operation for operation in OPERATIONS if operation.name in options.ops):
             calls = contenders(operation, problem, options.peers) | copies(problem)
-            times = measure(calls, n, options.repeats)
+            times = measure(calls, n, options.repeats, options.threads)
             say({"operation": operation.name, "n": n, "load": os.getloadavg()[0], "ns": times})
 
 
