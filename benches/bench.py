@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ WARM_HEAP = {
 
 
 def arguments() -> argparse.Namespace:
-    installed = [peer for peer, package in PEERS.items() if importlib.util.find_spec(package)]
+    installed = [peer for peer, package in PEERS.items() if importable(package)]
     names = [operation.name for operation in OPERATIONS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--ops", nargs="+", choices=names, default=names, metavar="OP", help=", ".join(names))
@@ -41,6 +41,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=15, metavar="R", help="samples of each contender")
     parser.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="write benches/records")
     return parser.parse_args()
+
+
+@cache
+def importable(package: str) -> bool:
+    """Try in another process: a torch without its libraries is found, but cannot be imported."""
+    command = [sys.executable, "-c", f"import {package}"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def size(text: str) -> int:
