@@ -63,3 +63,6 @@ golden: $(VENV)/.extra-test  ## add the golden files that are missing (never rew
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build target
+
+bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (where importable) torch; BENCH="--sizes 2^20" to choose
+	$(BIN)/python benches/bench.py $(BENCH)

@@ -1,0 +1,90 @@
+"""The lowbit calls that are measured, with ``out=`` wherever the call takes one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import lowbit as lb
+import numpy as np
+from operations import KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from operations import Problem
+
+key = lb.Key(KEY)
+
+
+def _fake(problem: Problem, name: str, scale: np.float32, **options: Any) -> Callable[[], Any]:
+    out = problem.empty()
+    return lambda: lb.fake_quantize(problem.x, name, scale=scale, out=out, **options)
+
+
+def fake_quantize_int4(problem: Problem) -> Callable[[], Any]:
+    return _fake(problem, "int4", problem.scale)
+
+
+def fake_quantize_radix4(problem: Problem) -> Callable[[], Any]:
+    return _fake(problem, "radix4", problem.radix_scale)
+
+
+def fake_quantize_int4_stochastic(problem: Problem) -> Callable[[], Any]:
+    return _fake(problem, "int4", problem.scale, rounding="stochastic", key=key)
+
+
+def fake_quantize_radix4_stochastic(problem: Problem) -> Callable[[], Any]:
+    return _fake(problem, "radix4", problem.radix_scale, rounding="stochastic", key=key)
+
+
+def _quantize(problem: Problem, **options: Any) -> Callable[[], Any]:
+    out = problem.empty(np.uint8, bits=4)
+
+    def call() -> Any:
+        q = lb.quantize(problem.x, "int4", out=out, **options)
+        return q.packed, q.scale, "adjacent"
+
+    return call
+
+
+def quantize_int4(problem: Problem) -> Callable[[], Any]:
+    return _quantize(problem, scale=problem.scale)
+
+
+def quantize_int4_amax(problem: Problem) -> Callable[[], Any]:
+    return _quantize(problem)
+
+
+def quantize_int4_block32(problem: Problem) -> Callable[[], Any]:
+    return _quantize(problem, block_size=32)
+
+
+def quantize_int4_block128(problem: Problem) -> Callable[[], Any]:
+    return _quantize(problem, block_size=128)
+
+
+def _dequantize(values: Any, **options: Any) -> Callable[[], Any]:
+    q, out = lb.quantize(values, "int4", **options), np.ones_like(values)
+    return lambda: lb.dequantize(q, out=out)
+
+
+def dequantize_int4(problem: Problem) -> Callable[[], Any]:
+    return _dequantize(problem.codes * problem.scale, scale=problem.scale)
+
+
+def dequantize_int4_block128(problem: Problem) -> Callable[[], Any]:
+    values = problem.codes * np.repeat(problem.block_scales, 128)
+    return _dequantize(values, scale=problem.block_scales, block_size=128)
+
+
+def onebit_encode(problem: Problem) -> Callable[[], Any]:
+    return lambda: lb.onebit.encode(problem.unit, scheme="dither", key=key)
+
+
+def onebit_decode(problem: Problem) -> Callable[[], Any]:
+    bits, shape = onebit_encode(problem)(), problem.unit.shape
+    return lambda: lb.onebit.decode(bits, shape, scheme="dither", key=key)
+
+
+def random_bits(problem: Problem) -> Callable[[], Any]:
+    return lambda: lb.random_bits(key, problem.n)
