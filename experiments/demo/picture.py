@@ -12,8 +12,10 @@ import numpy as np
 from data import Images, count_shades, to_int4
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from network import FLOAT32, INT4_FORWARD, ONE_PHASE, TWO_PHASE, Array
+from table import final
 from training import Results, Run
 from workers import CHANNELS, WORKERS
 
@@ -42,7 +44,8 @@ STYLE = {
 def draw(images: Images, results: Results) -> Figure:
     """Draw everything."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14, 12.4), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(14.5, 13), layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.1), facecolor="white")
+        figure.suptitle("lowbit: four bits to compute with, one bit to send", fontsize=17, fontweight="bold")
         top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2.3), hspace=0.04)
         draw_strip(top, images)
         axes = bottom.subplots(2, 3)
@@ -115,13 +118,14 @@ def draw_radix4(axis: Axes) -> None:
     axis.plot(x, np.where(odd > 0, odd, np.nan), color=PURPLE, label=r"odd phase, for $\partial L/\partial W$")
     axis.set_xscale("log", base=4)
     axis.set_yscale("log", base=4)
-    axis.set(title="Radix-4: powers of 4, rounded in two phases", xlabel="a scaled gradient", ylabel="rounded to")
+    axis.minorticks_off()
+    axis.set(title="Radix-4: powers of 4 in two phases", xlabel="a scaled gradient", ylabel="rounded to")
     axis.legend(loc="upper left")
 
 
 def draw_scales(axis: Axes, run: Run) -> None:
-    """Show how the votes move each layer's gradient scale."""
-    scales = np.log2(run.scales)
+    """Show how the votes find each layer's gradient scale, and then keep trying."""
+    scales = np.log2(run.scales)[:100]
     for layer, colour in enumerate(("#9ECAE1", "#4292C6", "#08306B")):
         axis.step(
             np.arange(len(scales)),
@@ -131,7 +135,9 @@ def draw_scales(axis: Axes, run: Run) -> None:
             linewidth=1.2,
             label=f"layer {layer + 1}",
         )
-    axis.set(title="GradScale: every layer votes for its scale", xlabel="round", ylabel=r"$\log_2$ of the scale")
+    axis.set(
+        title="GradScale: votes find each layer's scale", xlabel="the first rounds", ylabel=r"$\log_2$ of the scale"
+    )
     axis.legend(loc="lower right")
 
 
@@ -156,6 +162,11 @@ def draw_channels(axis: Axes, results: Results) -> None:
     axis.set(title=f"{WORKERS} workers: error against bytes sent", xlabel="kilobytes sent by each worker")
     finish_errors(axis)
     axis.legend(loc="lower left", fontsize=8.5)
+    most, least = (runs[0].sent[-1] / 1000 for runs in (results.together[CHANNELS[0]], results.together[CHANNELS[-1]]))
+    height = 0.8 * min(100 - final(runs).mean() for runs in results.together.values())
+    axis.annotate("", (least, height), (most, height), arrowprops={"arrowstyle": "<->", "color": GREY, "shrinkA": 0})
+    label = f"{most / least:.0f} times fewer bytes"
+    axis.annotate(label, ((most * least) ** 0.5, height), (0, 4), textcoords="offset points", ha="center")
 
 
 def curve(axis: Axes, x: Array, runs: Sequence[Run], colour: str, name: str) -> None:
