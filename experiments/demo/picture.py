@@ -44,9 +44,9 @@ STYLE = {
 def draw(images: Images, results: Results) -> Figure:
     """Draw everything."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14.5, 13), layout=ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.1), facecolor="white")
+        figure = Figure(figsize=(14.5, 13), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.07), facecolor="white")
         figure.suptitle("lowbit: four bits to compute with, one bit to send", fontsize=17, fontweight="bold")
-        top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2.3), hspace=0.04)
+        top, bottom = figure.subfigures(2, 1, height_ratios=(1, 2.15), hspace=0.04)
         draw_strip(top, images)
         axes = bottom.subplots(2, 3)
         draw_weights(axes[0, 0], results.alone[TWO_PHASE][0])
@@ -161,7 +161,7 @@ def draw_channels(axis: Axes, results: Results) -> None:
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.set(title=f"{WORKERS} workers: error against bytes sent", xlabel="kilobytes sent by each worker")
     finish_errors(axis)
-    axis.legend(loc="lower left", fontsize=8.5)
+    axis.legend(loc="lower right", fontsize=8.5)
     most, least = (runs[0].sent[-1] / 1000 for runs in (results.together[CHANNELS[0]], results.together[CHANNELS[-1]]))
     height = 0.8 * min(100 - final(runs).mean() for runs in results.together.values())
     axis.annotate("", (least, height), (most, height), arrowprops={"arrowstyle": "<->", "color": GREY, "shrinkA": 0})
@@ -180,7 +180,7 @@ def curve(axis: Axes, x: Array, runs: Sequence[Run], colour: str, name: str) -> 
 def finish_errors(axis: Axes) -> None:
     """Give both error panels the same scale."""
     axis.set_yscale("log")
-    axis.set(ylabel="wrong on held-out images, %", ylim=(1, 100))
+    axis.set(ylabel="wrong on held-out images, %", ylim=(0.7, 100))
     axis.set_yticks((1, 2, 5, 10, 20, 50, 100), ("1", "2", "5", "10", "20", "50", "100"))
     axis.minorticks_off()
 
@@ -196,7 +196,7 @@ def draw_schemes(axis: Axes) -> None:
         decoded = lb.onebit.decode(bits, numbers.shape, scheme=channel.scheme, key=lb.Key(0))
         measured = np.square(decoded - numbers, dtype=np.float64).reshape(len(dots), copies).mean(axis=1)
         axis.plot(x, lb.onebit.squared_error(x, channel.scheme), color=colour, label=channel.name)
-        axis.plot(dots, measured, "o", color=colour, markersize=4.5)
+        axis.plot(dots, measured, "o", color=colour, markersize=4.5, clip_on=False)
     axis.set(
         title="One number in one bit: what it costs",
         xlabel=f"the number (dots: {copies:,} copies sent)",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import lowbit as lb
 import numpy as np
 from data import Images, count_shades
-from network import FLOAT32, Array
+from network import FLOAT32, ONE_PHASE, TWO_PHASE, Array
 from training import Results, Run
 from workers import CHANNELS, WORKERS
 
@@ -32,8 +32,9 @@ def report(images: Images, results: Results) -> str:
         change = "" if recipe is FLOAT32 else spread(paired(runs, results.alone[FLOAT32]), sign=True)
         lines.append(f"{recipe.name:{WIDTH}}{spread(final(runs)):>14}{change:>16}")
     lines += [
-        f"A gradient spread evenly over octaves loses {even:.3f} of its square in the even phase and {odd:.3f} in the",
-        f"odd one; the mean of the two loses {both:.3f}.",
+        compare_phases(results),
+        f"Rounding to radix-4 (relative squared error, evenly over octaves): {even:.3f} in the even phase, "
+        f"{odd:.3f} in the odd, {both:.3f} for their mean.",
         "",
         f"{f'{WORKERS} workers, INT4 and radix-4 inside':{WIDTH}}{'accuracy, %':>14}{'to float32':>16}"
         f"{'each sent':>14}{'squared error':>16}{'(exact)':>10}",
@@ -50,6 +51,15 @@ def report(images: Images, results: Results) -> str:
         lines.append(line)
     lines.append("Squared error: of one number sent, on a range of length 1; exact: for the middle of the range.")
     return "\n".join(lines)
+
+
+def compare_phases(results: Results) -> str:
+    """Say what the second phase changed, and whether the run can tell."""
+    change = paired(results.alone[TWO_PHASE], results.alone[ONE_PHASE])
+    clear = abs(change.mean()) > 3 * change.std(ddof=1) / len(change) ** 0.5
+    verdict = "more than" if clear else "within"
+    rest = "" if clear else ", so this run cannot tell the phases apart"
+    return f"Two phases against one: {spread(change, sign=True)} points: {verdict} 3 standard errors{rest}."
 
 
 def final(runs: Sequence[Run]) -> Array:
