@@ -21,12 +21,13 @@ def report(images: Images, results: Results) -> str:
     even, odd, both = rounding_errors()
     lines = [
         f"{images.title}: {len(learn.labels):,} images to learn from, {len(test.labels):,} to test on; "
-        f"{results.seeds} paired seeds, {results.rounds} rounds; mean +- standard error",
+        f"{results.seeds} paired seeds, {results.rounds} rounds.",
+        "Mean +- standard error; differences are taken seed by seed.",
         "",
         f"The images in INT4: {shades.before} shades become {shades.after}; "
         f"the error is at most {shades.largest_error:.1%} of the range, {shades.rms_error:.1%} rms.",
         "",
-        f"{'One worker':{WIDTH}}{'accuracy, %':>14}{'to float32':>16}",
+        f"{'One worker':{WIDTH}}{'accuracy, %':>14}{'less float32':>16}",
     ]
     for recipe, runs in results.alone.items():
         change = "" if recipe is FLOAT32 else spread(paired(runs, results.alone[FLOAT32]), sign=True)
@@ -36,7 +37,7 @@ def report(images: Images, results: Results) -> str:
         f"Rounding to radix-4 (relative squared error, evenly over octaves): {even:.3f} in the even phase, "
         f"{odd:.3f} in the odd, {both:.3f} for their mean.",
         "",
-        f"{f'{WORKERS} workers, INT4 and radix-4 inside':{WIDTH}}{'accuracy, %':>14}{'to float32':>16}"
+        f"{f'{WORKERS} workers, INT4 and radix-4 inside':{WIDTH}}{'accuracy, %':>14}{'less float32':>16}"
         f"{'each sent':>14}{'squared error':>16}{'(exact)':>10}",
     ]
     base = results.together[CHANNELS[0]]
@@ -45,11 +46,15 @@ def report(images: Images, results: Results) -> str:
         if channel.scheme is not None:
             exact = float(lb.onebit.squared_error(0.5, channel.scheme))
             line += f"{spread(paired(runs, base), sign=True):>16}"
-            line += f"{runs[0].sent[-1]:>12,} B{np.mean([run.errors for run in runs]):>16.4f}{exact:>10.4f}"
+            line += f"{runs[0].sent[-1]:>12,} B{np.nanmean([run.errors for run in runs]):>16.4f}{exact:>10.4f}"
         else:
             line += f"{'':16}{runs[0].sent[-1]:>12,} B{0:>16}{0:>10}"
         lines.append(line)
     lines.append("Squared error: of one number sent, on a range of length 1; exact: for the middle of the range.")
+    for kind, runs in (results.alone | results.together).items():
+        diverged = sum(run.skipped > 0 for run in runs)
+        if diverged:
+            lines.append(f"Diverged: {kind.name}, {diverged} of {results.seeds} runs.")
     return "\n".join(lines)
 
 

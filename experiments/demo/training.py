@@ -34,6 +34,8 @@ class Run:
         Each layer's gradient scale in every round.
     errors : list of float
         Each round's mean squared error of a number sent, on a range of length 1.
+    skipped : int
+        Rounds that changed nothing because a gradient was not finite: the run has diverged.
     network : list of Layer
         The network at the end.
     """
@@ -42,6 +44,7 @@ class Run:
     sent: list[int] = field(default_factory=list)
     scales: list[list[float]] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
+    skipped: int = 0
     network: Network = field(default_factory=list)
 
 
@@ -130,8 +133,10 @@ def train(
             together = work_together(network, x, labels, recipe, channel=channel, key=coins.fold(number))
             grads, votes, sent = together.grads, together.votes, sent + together.sent
             run.errors.append(together.error)
-        if all(np.isfinite(grad).all() for grad in grads):  # else skip the round, as loss scalers do
+        if all(np.isfinite(grad).all() for grad in grads):
             optimizer.update(network, grads, votes)
+        else:
+            run.skipped += 1
         if number % per_epoch == 0:
             look()
             progress(per_epoch * (1 if channel is None else WORKERS))

@@ -81,7 +81,7 @@ class Round:
     sent : int
         Bytes that one worker sent: messages, ranges and votes.
     error : float
-        The mean squared error of a number sent, where the range it was sent on has length 1.
+        The mean squared error of a number sent, where the range it was sent on has length 1; NaN if any was.
     """
 
     grads: list[Array]
@@ -112,15 +112,15 @@ def work_together(
         messages = [send(array, channel, coins, worker) for worker, array in enumerate(arrays)]
         received = [receive(m, arrays[0].shape, channel, coins, worker) for worker, m in enumerate(messages)]
         sent += sum(message.nbytes for message in messages)
-        error += sum(squared_error(array, got) for array, got in zip(arrays, received, strict=True))
+        error += sum(squared_error(a, r, m.largest) for a, r, m in zip(arrays, received, messages, strict=True))
         grads.append(sum(received) / np.float32(WORKERS))
     numbers = WORKERS * sum(grad.size for grad in grads)
     return Round(grads, votes, sent // WORKERS, error / numbers)
 
 
-def squared_error(array: Array, received: Array) -> float:
+def squared_error(array: Array, received: Array, largest: np.float32 | None) -> float:
     """Sum the squared errors of the numbers of one message, as shares of the range it was sent on."""
-    spread = 2 * np.abs(array).max()
-    if not 0 < spread < np.inf:
+    if largest is None or largest == 0:
         return 0.0
-    return float(np.sum(np.square((received - array) / spread, dtype=np.float64)))
+    error = (received - array).ravel() / (2 * largest)
+    return float(error @ error)
