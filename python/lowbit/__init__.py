@@ -12,7 +12,8 @@ from lowbit._core import (
 )
 from lowbit._files import load, save
 from lowbit._keys import Key, random_bits
-from lowbit._quant import Quantized, dequantize, fake_quantize, pack, quantize, unpack
+from lowbit._quant import dequantize, fake_quantize, pack, quantize, unpack
+from lowbit._quantized import Quantized
 
 __all__ = [
     "DecodeError",

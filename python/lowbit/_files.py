@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lowbit import _core
-from lowbit._quant import Quantized
+from lowbit._quantized import Quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 #: The metadata key under which quantized arrays are described, and the description's version.
@@ -58,6 +57,9 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
             raise _core.Error(f"arrays: {name!r} would be there twice (a quantized array also takes .scale and .offset)")
         tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
 
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays: expected a mapping of names to arrays, got {type(arrays).__name__}")
+    target = _path(path)
     for name, value in arrays.items():
         if not isinstance(name, str):
             raise TypeError(f"arrays: names must be str, got {type(name).__name__}")
@@ -77,7 +79,6 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
             put(name, value)
         else:
             raise TypeError(f"arrays: {name!r} is a {type(value).__name__}, not a Quantized or a numpy.ndarray")
-    target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     try:
@@ -87,8 +88,8 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)
         Path(temporary).replace(target)
-    except KeyError as error:
-        raise TypeError(f"arrays: safetensors has no dtype {error}") from None
+    except (KeyError, SafetensorError) as error:
+        raise TypeError(f"arrays: one has a dtype that safetensors lacks ({error})") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -113,7 +114,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Quantized | NDArray[Any]]:
     lowbit.DecodeError
         The file is damaged or described in a way that this version does not know.
     """
-    if not Path(path).exists():
+    if not _path(path).exists():
         raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -147,3 +148,10 @@ def load(path: str | os.PathLike[str]) -> dict[str, Quantized | NDArray[Any]]:
             raise
         raise _core.DecodeError(f"cannot decode: the description of the arrays is damaged ({error})") from None
     return result
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path)
+    except TypeError:
+        raise TypeError(f"path: expected a str or a path, got {type(path).__name__}") from None

@@ -75,7 +75,7 @@ class Key:
     >>> key == lb.Key(1234).fold("step").fold(7)
     True
     >>> lb.random_bits(key, 3)
-    array([2206309541,  345294489, 2894126412], dtype=uint32)
+    array([1929125150, 1487857934, 3116012465], dtype=uint32)
     """
 
     __slots__ = ("_words",)

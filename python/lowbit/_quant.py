@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from lowbit import _core
-from lowbit._keys import Key
+from lowbit import _arguments, _core
+from lowbit._quantized import Quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from lowbit._formats import FormatLike, KeyLike, RoundingName
-
-_FLOATS = "float16, bfloat16, float32 or float64"
 
 
 def fake_quantize(
@@ -88,14 +83,14 @@ def fake_quantize(
     array([  1.,   4., -64.], dtype=float32)
     """
     return _core.fake_quantize(
-        _floats(x, "x"),
+        _arguments.array(x, "x"),
         format,
-        *_scaling(scale, offset),
-        _index(axis, "axis"),
-        _size(block_size),
-        rounding,
-        _words(key, rounding),
-        _out(out),
+        *_arguments.scaling(scale, offset),
+        _arguments.axis(axis),
+        _arguments.block_size(block_size),
+        _arguments.rounding(rounding),
+        _arguments.words(key, private=rounding == "stochastic"),
+        _arguments.out(out),
     )
 
 
@@ -144,24 +139,25 @@ def quantize(
     array([-1.  , -0.71, -0.43, -0.14,  0.14,  0.43,  0.71,  1.  ],
           dtype=float32)
     """
-    x = _floats(x, "x")
-    rule_or_scale, offsets = _scaling(scale, offset)
-    where, size, words = _index(axis, "axis"), _size(block_size), _words(key, rounding)
+    x = _arguments.array(x, "x")
     fmt = _core.get_format(format)
+    given, offsets = _arguments.scaling(scale, offset)
+    where, size = _arguments.axis(axis), _arguments.block_size(block_size)
+    words = _arguments.words(key, private=_arguments.rounding(rounding) == "stochastic")
     packed, new_scale, new_offset = _core.quantize(
-        x, fmt, rule_or_scale, offsets, where, size, rounding, words, _out(out)
+        x, fmt, given, offsets, where, size, rounding, words, _arguments.out(out)
     )
     if new_scale is None:
-        new_scale, new_offset = rule_or_scale, offsets
-        missing = (1,) * (x.ndim - new_scale.ndim)
-        new_scale = new_scale.reshape(missing + new_scale.shape)
-        new_offset = None if new_offset is None else new_offset.reshape(missing + new_offset.shape)
+        # Given numbers, with the dimensions they left out.
+        missing = (1,) * (x.ndim - given.ndim)
+        new_scale = given.reshape(missing + given.shape)
+        new_offset = None if offsets is None else offsets.reshape(missing + offsets.shape)
     if size is None and where is None and x.ndim:
         size = fmt.default_block
     if size is not None and where is None:
         where = -1
     where = None if where is None else where % x.ndim
-    key_id = _key_id(words) if rounding == "dither" and words is not None else None
+    key_id = _arguments.key_id(words) if rounding == "dither" and words is not None else None
     return Quantized(packed, new_scale, new_offset, None, fmt, x.shape, where, size, key_id)
 
 
@@ -205,18 +201,16 @@ def dequantize(
     """
     if not isinstance(q, Quantized):
         raise TypeError(f"q: expected a lowbit.Quantized, got {type(q).__name__}")
-    words = None
-    if q.key_id is not None:
-        if key is None:
-            raise _core.Error('key: these codes were made with rounding="dither"; give dequantize(q, key=...) the same key')
-        words = _words(key, "dither")
-        if words is None or _key_id(words) != q.key_id:
-            raise _core.Error("key: not the key that these codes were dithered with")
-    elif key is not None:
+    words = _arguments.words(key, private=False)
+    if q.key_id is None and words is not None:
         raise _core.Error('key: only codes made with rounding="dither" need one; leave it out')
-    descr = out.dtype if isinstance(out, np.ndarray) else np.dtype(dtype)
+    if q.key_id is not None and words is None:
+        raise _core.Error('key: these codes were made with rounding="dither"; give dequantize(q, key=...) the same key')
+    if words is not None and _arguments.key_id(words) != q.key_id:
+        raise _core.Error("key: not the key that these codes were dithered with")
+    descr = out.dtype if isinstance(out, np.ndarray) else _arguments.dtype(dtype)
     return _core.dequantize(
-        q.packed, q.format, q.shape, q.scale, q.offset, q.axis, q.block_size, words, descr, _out(out)
+        q.packed, q.format, q.shape, q.scale, q.offset, q.axis, q.block_size, words, descr, _arguments.out(out)
     )
 
 
@@ -248,11 +242,11 @@ def pack(codes: ArrayLike, bits: SupportsIndex) -> NDArray[np.uint8]:
     >>> lb.pack(np.uint8([1, 2, 3]), 4)
     array([33,  3], dtype=uint8)
     """
-    array = _unmasked(codes, "codes")
+    array = _arguments.array(codes, "codes")
     if array.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"codes: dtype {array.dtype} is not uint8 or uint16")
     native = array.dtype.newbyteorder("=")
-    return _core.pack(np.ascontiguousarray(array, native).reshape(-1), _bits(bits))
+    return _core.pack(np.ascontiguousarray(array, native).reshape(-1), _arguments.within(bits, "bits", 1, 16))
 
 
 def unpack(packed: ArrayLike, bits: SupportsIndex, n: SupportsIndex) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -285,230 +279,8 @@ def unpack(packed: ArrayLike, bits: SupportsIndex, n: SupportsIndex) -> NDArray[
     >>> lb.unpack(np.uint8([33, 3]), 4, 3)
     array([1, 2, 3], dtype=uint8)
     """
-    array = _unmasked(packed, "packed")
+    array = _arguments.array(packed, "packed")
     if array.dtype != np.uint8 or array.ndim != 1:
         raise TypeError(f"packed: expected a one-dimensional uint8 array, got {array.ndim} dimensions of {array.dtype}")
-    count = _int(n, "n")
-    if not 0 <= count < 1 << 63:
-        raise _core.Error(f"n: {count} is out of range; give 0 or more")
-    return _core.unpack(np.ascontiguousarray(array), _bits(bits), count)
-
-
-class Quantized:
-    """Codes of a few bits, their scales, and what is needed to read them.
-
-    `quantize` makes them; a Quantized cannot be changed. ``np.asarray(q)`` is the dequantized float32 array.
-
-    Attributes
-    ----------
-    packed : numpy.ndarray
-        uint8, shape (ceil(size * bits / 8),): the codes in C order as one flat bit string, least significant bit first.
-    scale : numpy.ndarray
-        float32; broadcasts to `shape`, or with `block_size` to the blocked shape.
-    offset : numpy.ndarray or None
-        float32, of scale's shape: the number that the lowest code stands for.
-    tensor_scale : numpy.float32 or None
-        A second scale for the whole array, where the format has one.
-    format : Format
-        The number format.
-    shape : tuple of int
-        The shape of the array.
-    axis, block_size : int or None
-        How scales are shared.
-    key_id : bytes or None
-        Eight bytes that tell the key of ``rounding="dither"`` from others without giving it away.
-    """
-
-    __slots__ = ("axis", "block_size", "format", "key_id", "offset", "packed", "scale", "shape", "tensor_scale")
-
-    packed: NDArray[np.uint8]
-    scale: NDArray[np.float32]
-    offset: NDArray[np.float32] | None
-    tensor_scale: np.float32 | None
-    format: _core.Format
-    shape: tuple[int, ...]
-    axis: int | None
-    block_size: int | None
-    key_id: bytes | None
-
-    def __init__(
-        self,
-        packed: NDArray[np.uint8],
-        scale: NDArray[np.float32],
-        offset: NDArray[np.float32] | None,
-        tensor_scale: np.float32 | None,
-        format: _core.Format,  # noqa: A002 - the field's word
-        shape: Sequence[int],
-        axis: int | None,
-        block_size: int | None,
-        key_id: bytes | None,
-    ) -> None:
-        values = (axis, block_size, format, key_id, offset, packed, scale, tuple(shape), tensor_scale)
-        for name, value in zip(self.__slots__, values, strict=True):
-            object.__setattr__(self, name, value)
-
-    @classmethod
-    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Quantized:
-        """Read what `to_bytes` wrote.
-
-        Raises
-        ------
-        lowbit.DecodeError
-            The bytes are truncated, damaged or of an unknown version.
-        """
-        return cls(*_core.quantized_from_bytes(bytes(data)))
-
-    def to_bytes(self) -> bytes:
-        """Write everything but the key as one container (``docs/wire.md``)."""
-        return _core.quantized_to_bytes(
-            self.packed, self.scale, self.offset, self.format, self.shape, self.axis, self.block_size, self.key_id
-        )
-
-    @property
-    def codes(self) -> NDArray[Any]:
-        """Bit patterns in the array's shape: uint8, or uint16 for formats of more than 8 bits."""
-        return _core.unpack(np.ascontiguousarray(self.packed), self.format.bits, self.size).reshape(self.shape)
-
-    @property
-    def size(self) -> int:
-        """How many numbers."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
-
-    @property
-    def ndim(self) -> int:
-        """How many dimensions."""
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that codes, scales and offsets take."""
-        return int(self.packed.nbytes + self.scale.nbytes + (0 if self.offset is None else self.offset.nbytes))
-
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a Quantized has no float array to share; np.asarray(q) computes one")
-        result = dequantize(self)
-        return result if dtype is None else result.astype(dtype, copy=False)
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("len() of a Quantized of no dimensions")
-        return self.shape[0]
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a Quantized cannot be changed; quantize makes another")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError("a Quantized cannot be changed; quantize makes another")
-
-    def __eq__(self, other: object) -> bool:
-        return self.to_bytes() == other.to_bytes() if isinstance(other, Quantized) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self.to_bytes())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Quantized.from_bytes, (self.to_bytes(),)
-
-    def __repr__(self) -> str:
-        shared = "" if self.axis is None else f", axis={self.axis}"
-        shared += "" if self.block_size is None else f", block_size={self.block_size}"
-        return f"<Quantized {self.format.name} {self.shape}{shared}, {self.nbytes} bytes>"
-
-
-def _unmasked(x: ArrayLike, argument: str) -> NDArray[Any]:
-    if type(x) is np.ndarray:
-        return x
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{argument}: a masked array has no codes for its holes; give {argument}.filled(...)")
-    return np.asarray(x)
-
-
-def _floats(x: ArrayLike, argument: str) -> NDArray[Any]:
-    """Any array; the core refuses what is not a float."""
-    return x if type(x) is np.ndarray else _unmasked(x, argument)
-
-
-def _numbers(x: ArrayLike, argument: str) -> NDArray[np.float32]:
-    array = _unmasked(x, argument)
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{argument}: expected real numbers or a rule's name, got dtype {array.dtype}")
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, np.float32).reshape(array.shape)
-
-
-def _scaling(
-    scale: str | ArrayLike | None, offset: ArrayLike | None
-) -> tuple[str | NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    if scale is None or isinstance(scale, str):
-        return scale, None if offset is None else _numbers(offset, "offset")
-    scales = _numbers(scale, "scale")
-    if offset is None:
-        return scales, None
-    offsets = _numbers(offset, "offset")
-    try:
-        both = np.broadcast_arrays(scales, offsets)
-    except ValueError:
-        raise _core.Error(f"offset: shape {offsets.shape} does not broadcast with scale's {scales.shape}") from None
-    return np.ascontiguousarray(both[0]).reshape(both[0].shape), np.ascontiguousarray(both[1]).reshape(both[1].shape)
-
-
-def _words(key: KeyLike | None, rounding: str) -> tuple[int, int] | None:
-    if key is None or isinstance(key, Key):
-        return None if key is None else key.words
-    if isinstance(key, np.random.Generator):
-        if rounding != "stochastic":
-            raise TypeError(f"key: a Generator serves rounding='stochastic', not {rounding!r}; give a lowbit.Key or an int")
-        k0, k1 = key.integers(0, 1 << 64, size=2, dtype=np.uint64).tolist()
-        return k0, k1
-    try:
-        return Key(operator.index(key) if not isinstance(key, (bool, np.bool_)) else key).words
-    except TypeError:
-        raise TypeError(f"key: expected a lowbit.Key or an int, got {type(key).__name__}") from None
-
-
-def _key_id(words: tuple[int, int]) -> bytes:
-    return Key.from_words(*words).fold("key id").words[0].to_bytes(8, "little")
-
-
-def _int(value: SupportsIndex, argument: str) -> int:
-    if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{argument}: expected an int, got a bool")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{argument}: expected an int, got {type(value).__name__}") from None
-
-
-def _index(value: SupportsIndex | None, argument: str) -> int | None:
-    if value is None:
-        return None
-    index = _int(value, argument)
-    if not -64 <= index < 64:
-        raise _core.Error(f"{argument}: {index} is out of range")
-    return index
-
-
-def _size(value: SupportsIndex | None) -> int | None:
-    if value is None:
-        return None
-    size = _int(value, "block_size")
-    if not 0 < size < 1 << 62:
-        raise _core.Error(f"block_size: {size} is out of range; give 1 or more")
-    return size
-
-
-def _bits(value: SupportsIndex) -> int:
-    bits = _int(value, "bits")
-    if not 1 <= bits <= 16:
-        raise _core.Error(f"bits: {bits} is out of range; give 1 to 16")
-    return bits
-
-
-def _out(out: NDArray[Any] | None) -> NDArray[Any] | None:
-    if out is not None and type(out) is not np.ndarray:
-        raise TypeError(f"out: expected a numpy.ndarray, got {type(out).__name__}")
-    return out
+    count = _arguments.within(n, "n", 0, (1 << 63) - 1)
+    return _core.unpack(np.ascontiguousarray(array), _arguments.within(bits, "bits", 1, 16), count)

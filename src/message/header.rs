@@ -129,7 +129,8 @@ fn count(shape: &[usize]) -> Result<usize> {
     // NumPy's rule: the dimensions other than zero must not overflow, even if there are no elements.
     let product = shape.iter().filter(|length| **length > 0).try_fold(1_usize, |n, length| n.checked_mul(*length));
     match product {
-        Some(n) if isize::try_from(n).is_ok() => Ok(if shape.contains(&0) { 0 } else { n }),
+        // Eight bytes per element is the most that anybody asks for.
+        Some(n) if n <= isize::MAX as usize / 8 => Ok(if shape.contains(&0) { 0 } else { n }),
         _ => Err(Error::decode(format!("no array can have the shape {shape:?}"))),
     }
 }

@@ -1,7 +1,7 @@
 //! NumPy arrays in and out: dtype, layout, overlap. What reaches the kernels has been checked here.
 
 use numpy::npyffi::NPY_ARRAY_WRITEABLE;
-use numpy::{PyArrayDescr, PyArrayDescrMethods, PyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyArrayDescr, PyArrayDescrMethods, PyArrayDyn, PyUntypedArray, PyUntypedArrayMethods, dtype};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
@@ -79,7 +79,7 @@ impl<'a, 'py> Input<'a, 'py> {
     }
 }
 
-/// A new C-contiguous array.
+/// A new C-contiguous array; a `MemoryError` or `ValueError` of NumPy's if there can be none.
 pub(super) fn new_array<'py>(
     py: Python<'py>,
     shape: &[usize],
@@ -104,9 +104,12 @@ pub(super) fn new_array<'py>(
     }
 }
 
-/// A new float32 array.
-pub(super) fn new_f32<'py>(py: Python<'py>, shape: &[usize]) -> Bound<'py, PyArrayDyn<f32>> {
-    PyArrayDyn::zeros(py, shape, false)
+/// A new C-contiguous array of numbers that the caller writes before anybody reads them.
+pub(super) fn new_array_of<'py, T: numpy::Element>(
+    py: Python<'py>,
+    shape: &[usize],
+) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
+    Ok(new_array(py, shape, dtype::<T>(py))?.cast_into()?)
 }
 
 /// The dtype of an array, in native byte order.

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::error::Error;
-use super::format::{Format, FormatArgument};
+use super::format::{Format, record};
 use crate::formats::Format as Record;
 use crate::message::quantized::{Parts, Quantized, fill, floats};
 
@@ -15,7 +15,7 @@ pub(super) fn quantized_to_bytes<'py>(
     packed: PyReadonlyArray1<'py, u8>,
     scale: PyReadonlyArrayDyn<'py, f32>,
     offset: Option<PyReadonlyArrayDyn<'py, f32>>,
-    format: FormatArgument,
+    format: &Bound<'py, PyAny>,
     shape: Vec<usize>,
     axis: Option<usize>,
     block_size: Option<usize>,
@@ -25,8 +25,8 @@ pub(super) fn quantized_to_bytes<'py>(
     if offset.as_ref().is_some_and(|offset| offset.shape() != scale.shape()) {
         return Err(Error::new_err("offset: its shape is not that of scale"));
     }
-    let record = Quantized {
-        format: format.record()?.name,
+    let this = Quantized {
+        format: record(format)?.name,
         shape,
         axis,
         block_size,
@@ -39,7 +39,7 @@ pub(super) fn quantized_to_bytes<'py>(
     let offset = offset.map(|offset| offset.as_slice().map(little)).transpose()?.unwrap_or_default();
     let packed = packed.as_slice()?;
     let parts = Parts { scale: &scale, offset: &offset, packed };
-    let (head, length) = record.head(parts)?;
+    let (head, length) = this.head(parts)?;
     PyBytes::new_with(py, length, |memory| {
         fill(&head, parts, memory);
         Ok(())

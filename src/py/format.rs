@@ -1,7 +1,9 @@
 //! `lowbit.Format`: what a number format is, as Python sees it.
 
 use numpy::PyArray1;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use crate::formats::{Format as Record, all};
 use crate::scale::Rule;
@@ -11,20 +13,16 @@ use crate::scale::Rule;
 #[derive(Clone, Copy)]
 pub(super) struct Format(pub &'static Record);
 
-/// A format or its name.
-#[derive(FromPyObject)]
-pub(super) enum FormatArgument {
-    Format(Format),
-    Name(String),
-}
-
-impl FormatArgument {
-    pub fn record(&self) -> PyResult<&'static Record> {
-        match self {
-            FormatArgument::Format(format) => Ok(format.0),
-            FormatArgument::Name(name) => Ok(Record::named(name)?),
-        }
+/// The record of a format or of its name.
+pub(super) fn record(format: &Bound<'_, PyAny>) -> PyResult<&'static Record> {
+    if let Ok(format) = format.cast::<Format>() {
+        return Ok(format.get().0);
     }
+    if let Ok(name) = format.cast::<PyString>() {
+        return Ok(Record::named(&name.to_cow()?)?);
+    }
+    let kind = format.get_type().name()?;
+    Err(PyTypeError::new_err(format!("format: expected a format's name or a lowbit.Format, got {kind}")))
 }
 
 /// The names of every format, in order.
@@ -33,9 +31,10 @@ pub(super) fn formats() -> Vec<&'static str> {
     all().map(|format| format.name).collect()
 }
 
+/// The format of this name; an error that lists the known ones if there is none.
 #[pyfunction]
-pub(super) fn get_format(format: FormatArgument) -> PyResult<Format> {
-    Ok(Format(format.record()?))
+pub(super) fn get_format(format: &Bound<'_, PyAny>) -> PyResult<Format> {
+    Ok(Format(record(format)?))
 }
 
 fn frozen(py: Python<'_>, values: Vec<f32>) -> PyResult<Bound<'_, PyArray1<f32>>> {

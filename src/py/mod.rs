@@ -6,7 +6,7 @@ mod error;
 mod format;
 mod quantize;
 
-use numpy::{PyArray1, PyArrayMethods};
+use numpy::{PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
 
 use crate::cpu::Level;
@@ -65,9 +65,8 @@ fn set_num_threads(n: usize) -> PyResult<()> {
 }
 
 #[pyfunction]
-fn random_bits(py: Python<'_>, k0: u64, k1: u64, n: usize, start: u64) -> PyResult<Bound<'_, PyArray1<u32>>> {
-    // SAFETY: every element is written below before anybody can see the array.
-    let out = unsafe { PyArray1::<u32>::new(py, [n], false) };
+fn random_bits(py: Python<'_>, k0: u64, k1: u64, n: usize, start: u64) -> PyResult<Bound<'_, PyArrayDyn<u32>>> {
+    let out = array::new_array_of::<u32>(py, &[n])?;
     {
         let mut words = out.try_readwrite()?;
         let words = words.as_slice_mut()?;

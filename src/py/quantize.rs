@@ -7,9 +7,9 @@ use numpy::{
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
-use super::array::{Input, check_out, native, new_array, new_f32, output};
+use super::array::{Input, check_out, native, new_array, new_array_of, output};
 use super::error::Error;
-use super::format::FormatArgument;
+use super::format::record;
 use crate::error::{Error as Reason, Result};
 use crate::formats::{AnyGrid, Codes, Format, Visit};
 use crate::pack::{self as packing, packed_len};
@@ -58,7 +58,7 @@ impl<'a> GivenArrays<'a> {
         offset: Option<&'a PyReadonlyArrayDyn<'_, f32>>,
     ) -> PyResult<Self> {
         let blocked = grouping.blocked_shape(shape);
-        let strides = broadcast("scale", scale.shape(), &blocked)?;
+        let strides = broadcast(if offset.is_some() { "scale and offset" } else { "scale" }, scale.shape(), &blocked)?;
         let numbers = scale.as_slice()?;
         let (least, most) = SCALE_RANGE;
         if let Some(index) = numbers.iter().position(|scale| !(least..=most).contains(scale)) {
@@ -154,7 +154,7 @@ fn grouping_for(format: &Format, ndim: usize, axis: Option<isize>, block_size: O
 pub(super) fn fake_quantize<'py>(
     py: Python<'py>,
     x: &Bound<'py, PyUntypedArray>,
-    format: FormatArgument,
+    format: &Bound<'py, PyAny>,
     scale: Option<ScaleArgument<'py>>,
     offset: Option<PyReadonlyArrayDyn<'py, f32>>,
     axis: Option<isize>,
@@ -163,7 +163,7 @@ pub(super) fn fake_quantize<'py>(
     key: Option<(u64, u64)>,
     out: Option<Bound<'py, PyUntypedArray>>,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
-    let (format, input) = (format.record()?, Input::new("x", x)?);
+    let (format, input) = (record(format)?, Input::new("x", x)?);
     let grouping = grouping_for(format, x.ndim(), axis, block_size)?;
     let rounding = rounding_named(rounding, key)?;
     let descr = native(x)?;
@@ -191,7 +191,7 @@ type Packed<'py> = (Bound<'py, PyArray1<u8>>, Option<Bound<'py, PyArrayDyn<f32>>
 pub(super) fn quantize<'py>(
     py: Python<'py>,
     x: &Bound<'py, PyUntypedArray>,
-    format: FormatArgument,
+    format: &Bound<'py, PyAny>,
     scale: Option<ScaleArgument<'py>>,
     offset: Option<PyReadonlyArrayDyn<'py, f32>>,
     axis: Option<isize>,
@@ -200,7 +200,7 @@ pub(super) fn quantize<'py>(
     key: Option<(u64, u64)>,
     out: Option<Bound<'py, PyUntypedArray>>,
 ) -> PyResult<Packed<'py>> {
-    let (format, input) = (format.record()?, Input::new("x", x)?);
+    let (format, input) = (record(format)?, Input::new("x", x)?);
     let grouping = grouping_for(format, x.ndim(), axis, block_size)?;
     let rounding = rounding_named(rounding, key)?;
     let bytes = packed_len(x.len(), format.bits);
@@ -222,8 +222,8 @@ pub(super) fn quantize<'py>(
         None => Some(Rule::named(format.default_scale, format)?),
     };
     let scale_shape = grouping.scale_shape(x.shape());
-    let new_scale = rule.map(|_| new_f32(py, &scale_shape));
-    let new_offset = rule.filter(|rule| rule.affine).map(|_| new_f32(py, &scale_shape));
+    let new_scale = rule.map(|_| new_array_of::<f32>(py, &scale_shape)).transpose()?;
+    let new_offset = rule.filter(|rule| rule.affine).map(|_| new_array_of::<f32>(py, &scale_shape)).transpose()?;
     {
         let mut target = packed.try_readwrite()?;
         let target = target.as_slice_mut()?;
@@ -245,7 +245,7 @@ pub(super) fn quantize<'py>(
 pub(super) fn dequantize<'py>(
     py: Python<'py>,
     packed: PyReadonlyArray1<'py, u8>,
-    format: FormatArgument,
+    format: &Bound<'py, PyAny>,
     shape: Vec<usize>,
     scale: PyReadonlyArrayDyn<'py, f32>,
     offset: Option<PyReadonlyArrayDyn<'py, f32>>,
@@ -255,7 +255,7 @@ pub(super) fn dequantize<'py>(
     dtype: Bound<'py, PyArrayDescr>,
     out: Option<Bound<'py, PyUntypedArray>>,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
-    let format = format.record()?;
+    let format = record(format)?;
     if shape.iter().try_fold(1_usize, |n, &length| n.checked_mul(length)).is_none_or(|n| n > isize::MAX as usize) {
         return Err(Error::new_err(format!("shape: {shape:?} is too large")));
     }
@@ -293,13 +293,13 @@ pub(super) enum CodesArgument<'py> {
 }
 
 #[pyfunction]
-pub(super) fn pack<'py>(py: Python<'py>, codes: CodesArgument<'py>, bits: u32) -> PyResult<Bound<'py, PyArray1<u8>>> {
+pub(super) fn pack<'py>(py: Python<'py>, codes: CodesArgument<'py>, bits: u32) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
     packing::check_bits(bits)?;
     let n = match &codes {
         CodesArgument::Bytes(codes) => codes.len(),
         CodesArgument::Words(codes) => codes.len(),
     };
-    let out = PyArray1::<u8>::zeros(py, [packed_len(n, bits)], false);
+    let out = new_array_of::<u8>(py, &[packed_len(n, bits)])?;
     {
         let mut target = out.try_readwrite()?;
         let target = target.as_slice_mut()?;
@@ -327,7 +327,7 @@ pub(super) fn unpack<'py>(
     let packed = packed.as_slice()?;
     packing::check(packed, n, bits)?;
     if bits <= 8 {
-        let out = PyArray1::<u8>::zeros(py, [n], false);
+        let out = new_array_of::<u8>(py, &[n])?;
         {
             let mut codes = out.try_readwrite()?;
             let codes = codes.as_slice_mut()?;
@@ -335,7 +335,7 @@ pub(super) fn unpack<'py>(
         }
         return Ok(out.as_untyped().clone());
     }
-    let out = PyArray1::<u16>::zeros(py, [n], false);
+    let out = new_array_of::<u16>(py, &[n])?;
     {
         let mut codes = out.try_readwrite()?;
         let codes = codes.as_slice_mut()?;
@@ -349,7 +349,7 @@ pub(super) fn unpack<'py>(
 pub(super) fn round_with_words<'py>(
     py: Python<'py>,
     t: PyReadonlyArray1<'py, f32>,
-    format: FormatArgument,
+    format: &Bound<'py, PyAny>,
     words: PyReadonlyArray1<'py, u32>,
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
     struct Round<'a>(&'a [f32], &'a [u32]);
@@ -362,6 +362,6 @@ pub(super) fn round_with_words<'py>(
             )
         }
     }
-    let grid: AnyGrid = format.record()?.grid;
+    let grid: AnyGrid = record(format)?.grid;
     Ok(PyArray1::from_vec(py, grid.visit(Round(t.as_slice()?, words.as_slice()?))))
 }

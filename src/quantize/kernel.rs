@@ -96,10 +96,10 @@ impl Dither {
     /// The high 24 bits of the word plus a half, over 2^24, less a half: in (-1/2, 1/2), exact, never zero.
     #[inline(always)]
     fn shift(word: u32) -> f32 {
-        // 2^23 plus the high 23 bits, as a float; then the 24th bit and the half at their own places.
-        let high = f32::from_bits(word >> 9 | 0x4b00_0000) - 8_388_608.0;
-        let last = if word & 256 != 0 { 0.75 } else { 0.25 };
-        (high + last - 4_194_304.0) * (1.0 / 8_388_608.0)
+        // 2^23 plus the high 23 bits, as a float, less 2^23 and 2^22; then the 24th bit and the half. All exact.
+        let high = f32::from_bits(word >> 9 | 0x4b00_0000) - 12_582_912.0;
+        let last = if word & 256 == 0 { 0.25 } else { 0.75 };
+        (high + last) * (1.0 / 8_388_608.0)
     }
 }
 

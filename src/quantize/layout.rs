@@ -75,6 +75,9 @@ impl Map {
     /// `strides` are those of the scales, per dimension of the blocked shape, zero where they broadcast.
     pub(crate) fn new(shape: &[usize], grouping: Grouping, strides: &[usize]) -> Self {
         let mut dims: Vec<(usize, usize, usize)> = Vec::with_capacity(shape.len());
+        if shape.contains(&0) {
+            return Map(dims);
+        }
         for (d, (&length, &stride)) in shape.iter().zip(strides).enumerate().rev() {
             if length == 1 {
                 continue;
