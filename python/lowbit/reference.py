@@ -60,14 +60,19 @@ def key_words(key: HasWords | int | np.random.Generator) -> tuple[int, int]:
     return (_mixed(key + _GOLDEN), _mixed(key + 2 * _GOLDEN)) if isinstance(key, int) else key.words
 
 
-def fold(words: tuple[int, int], label: str) -> tuple[int, int]:
-    """Derive the key of a purpose: both halves of the label's BLAKE2b-128, folded in as integers."""
-    digest = hashlib.blake2b(label.encode(), digest_size=16, person=b"lowbit.label.v1").digest()
+def fold(words: tuple[int, int], *parts: str | int) -> tuple[int, int]:
+    """Derive a child key; a label is both halves of its BLAKE2b-128, folded in as integers."""
     k0, k1 = words
-    for half in (digest[:8], digest[8:]):
-        k0 = _mixed(k0 + _GOLDEN * (int.from_bytes(half, "little") + 1))
-        k1 = _mixed(k1 ^ k0)
+    for part in parts:
+        numbers = [part] if isinstance(part, int) else np.frombuffer(_digest(part), "<u8").tolist()
+        for number in numbers:
+            k0 = _mixed(k0 + _GOLDEN * (number + 1))
+            k1 = _mixed(k1 ^ k0)
     return k0, k1
+
+
+def _digest(label: str) -> bytes:
+    return hashlib.blake2b(label.encode(), digest_size=16, person=b"lowbit.label.v1").digest()
 
 
 # --- Formats: a grid of values, how to round to it, and its codes -----------------------------------------------------
