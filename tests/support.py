@@ -71,8 +71,8 @@ def check(x: np.ndarray, name: str, **options: Any) -> None:
     try:
         codes = reference.quantize(x, name, **options)
         refused = None
-    except lb.Error as error:
-        codes, refused = None, str(error).split(" is ")[0].split()[-1]
+    except ValueError as error:
+        codes, refused = None, str(error).removeprefix("x: element ").split()[0]
     key = {"key": options["key"]} if options.get("rounding") == "dither" else {}
     for run in runs(x.size):
         what = f"{name} {x.dtype} {x.shape} {options} {run}"

@@ -13,6 +13,8 @@ import numpy as np
 import lowbit as lb
 
 def peak():
+    if sys.platform == "linux":  # where getrusage remembers what the parent had before exec
+        return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 ways = ({{"scale": 0.5}}, {{}}, {{"scale": "minmax", "axis": 0}}, {{"scale": "sawb"}})

@@ -87,6 +87,7 @@ def test_keys_by_the_definition(seed: int, parts: list[int | str]) -> None:
             k0 = mix((k0 + GOLDEN_RATIO * (int(word) + 1)) & MASK)
             k1 = mix(k1 ^ k0)
     assert lb.Key(seed).fold(*parts).words == (k0, k1)
+    assert reference.fold(reference.key_words(seed), *parts) == (k0, k1)
 
 
 def test_keys_of_bytes() -> None:

@@ -6,19 +6,18 @@ arguments and the containers differ. Arithmetic is float32 in the order written,
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import numpy as np
-
-from lowbit._core import Error
-from lowbit._keys import Key
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-_WORDS = 4294967296.0  # 2^32, the number of different random words
+_WORDS = 2.0**32  # the number of different random words
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: SplitMix64's step
 _ignore = np.errstate(all="ignore")  # infinities and NaN follow IEEE 754 and are part of the contract
 
 
@@ -39,6 +38,41 @@ def mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def _mixed(z: int) -> int:
+    return int(mix(np.array([z % 2**64], np.uint64))[0])
+
+
+class HasWords(Protocol):
+    """What a ``lowbit.Key`` is here."""
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """The two 64-bit words of the key."""
+
+
+def key_words(key: HasWords | int | np.random.Generator) -> tuple[int, int]:
+    """Give the words of a key, of the key that an int seeds, or two raw words of a generator."""
+    if isinstance(key, np.random.Generator):
+        k0, k1 = key.integers(0, 2**64, size=2, dtype=np.uint64)
+        return int(k0), int(k1)
+    return (_mixed(key + _GOLDEN), _mixed(key + 2 * _GOLDEN)) if isinstance(key, int) else key.words
+
+
+def fold(words: tuple[int, int], *parts: str | int) -> tuple[int, int]:
+    """Derive a child key; a label is both halves of its BLAKE2b-128, folded in as integers."""
+    k0, k1 = words
+    for part in parts:
+        numbers = [part] if isinstance(part, int) else np.frombuffer(_digest(part), "<u8").tolist()
+        for number in numbers:
+            k0 = _mixed(k0 + _GOLDEN * (number + 1))
+            k1 = _mixed(k1 ^ k0)
+    return k0, k1
+
+
+def _digest(label: str) -> bytes:
+    return hashlib.blake2b(label.encode(), digest_size=16, person=b"lowbit.label.v1").digest()
 
 
 # --- Formats: a grid of values, how to round to it, and its codes -----------------------------------------------------
@@ -323,10 +357,10 @@ class _Plan(NamedTuple):
     offset: NDArray[np.float32] | None
 
 
-def dither(key: Key, n: int) -> NDArray[np.float32]:
-    """Give the subtractive dither of elements 0 to n - 1: odd multiples of 2^-25 in (-1/2, 1/2)."""
-    words = random_bits(key.fold("dither").words, n)
-    return (((words >> np.uint32(8)) + 0.5) * 2.0**-24 - 0.5).astype(np.float32)
+def dither(words: tuple[int, int], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Give the subtractive dither of every element under the key with these words: odd / 2^25 in (-1/2, 1/2), exact."""
+    high = random_bits(fold(words, "dither"), math.prod(shape)) >> np.uint32(8)
+    return _f32((high + 0.5) * 2.0**-24 - 0.5).reshape(shape)
 
 
 def _given(a: ArrayLike, ndim: int) -> NDArray[np.float32]:
@@ -342,48 +376,38 @@ class Options(TypedDict, total=False):
     axis: int | None
     block_size: int | None
     rounding: str
-    key: Key | int | np.random.Generator | None
+    key: HasWords | int | np.random.Generator | None
 
 
 @_ignore
-def _plan(
-    x: NDArray[np.float32],
-    grid: Format,
-    *,
-    scale: str | ArrayLike | None = None,
-    offset: ArrayLike | None = None,
-    axis: int | None = None,
-    block_size: int | None = None,
-    rounding: str = "nearest",
-    key: Key | int | np.random.Generator | None = None,
-) -> _Plan:
+def _plan(x: NDArray[np.float32], grid: Format, options: Options) -> _Plan:
     """Find the scales, then round t = (x - offset) * (1 / scale)."""
-    if scale is None or isinstance(scale, str):
-        scale, found = scales(x, grid, scale or "amax", axis, block_size)
+    axis, block_size = options.get("axis"), options.get("block_size")
+    given, offset, key = options.get("scale"), options.get("offset"), options.get("key")
+    if given is None or isinstance(given, str):
+        scale, found = scales(x, grid, given or "amax", axis, block_size)
     else:
-        scale, found = _given(scale, x.ndim), None if offset is None else _given(offset, x.ndim)
+        scale, found = _given(given, x.ndim), None if offset is None else _given(offset, x.ndim)
+    t = x
     if found is not None:
         scale, found = (np.array(a) for a in np.broadcast_arrays(scale, found))
-    t = x if found is None else x - _spread(found, x.shape, axis, block_size)
+        t = x - _spread(found, x.shape, axis, block_size)
     t = t * _spread(_f32(np.float32(1) / scale), x.shape, axis, block_size)
     if found is not None:
         if not isinstance(grid, Integer):
-            raise Error(f"offset: {grid.name} is not uniform")
+            raise ValueError(f"offset: {grid.name} is not uniform")
         grid = Integer("steps", grid.bits, 0, grid.highest - grid.lowest, ())
 
-    if isinstance(key, np.random.Generator):
-        key = Key.from_words(*(int(word) for word in key.integers(0, 2**64, size=2, dtype=np.uint64)))
-    elif key is not None and not isinstance(key, Key):
-        key = Key(key)
+    rounding = options.get("rounding", "nearest")
     if rounding == "nearest":
         return _Plan(grid.nearest(t), None, scale, found)
     if key is None:
-        raise Error(f"key: rounding {rounding!r} needs one")
+        raise ValueError(f"key: rounding {rounding!r} needs one")
     if rounding == "stochastic":
-        words = random_bits(key.fold("rounding").words, x.size).reshape(x.shape)
+        words = random_bits(fold(key_words(key), "rounding"), x.size).reshape(x.shape)
         return _Plan(grid.stochastic(t, words), None, scale, found)
-    u = dither(key, x.size).reshape(x.shape)
-    return _Plan(grid.nearest(t + u), u, scale, found)
+    u = dither(key_words(key), x.shape)
+    return _Plan(grid.nearest(_f32(t + u)), u, scale, found)
 
 
 @_ignore
@@ -416,7 +440,7 @@ def fake_quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> N
         Of the shape and dtype of `x`. NaN where `x` is NaN, and in every group with a non-finite element whose scale
         comes from a rule.
     """
-    plan = _plan(x.astype(np.float32), FORMATS[format], **options)
+    plan = _plan(x.astype(np.float32), FORMATS[format], options)
     return _reconstruct(plan, options.get("axis"), options.get("block_size"), x.dtype.newbyteorder("="))
 
 
@@ -435,28 +459,26 @@ def quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> Quanti
 
     Raises
     ------
-    lowbit.Error
+    ValueError
         An element is NaN or, where the scale comes from a rule, infinite; the message has its index in C order.
     """
     x32, grid, scale = x.astype(np.float32), FORMATS[format], options.get("scale")
     refused = ~np.isfinite(x32) if scale is None or isinstance(scale, str) else np.isnan(x32)
     if refused.any():
-        raise Error(f"x: element {int(np.argmax(refused))} is {x32.flat[int(np.argmax(refused))]}")
-    plan = _plan(x32, grid, **options)
+        raise ValueError(f"x: element {int(np.argmax(refused))} is {x32.flat[int(np.argmax(refused))]}")
+    plan = _plan(x32, grid, options)
     values = plan.steps if plan.offset is None else plan.steps + grid.values[0]
     codes = grid.encode(values)
     return Quantized(codes, plan.scale, plan.offset, format, options.get("axis"), options.get("block_size"))
 
 
-def dequantize(q: Quantized, *, dtype: DTypeLike = np.float32, key: Key | int | None = None) -> NDArray[Any]:
+def dequantize(q: Quantized, *, dtype: DTypeLike = np.float32, key: HasWords | int | None = None) -> NDArray[Any]:
     """Turn codes into numbers; what was quantized with ``rounding="dither"`` needs its `key` here too."""
     grid = FORMATS[q.format]
     steps = grid.decode(q.codes)
     if q.offset is not None:
         steps = steps - grid.values[0]
-    if key is not None:
-        key = key if isinstance(key, Key) else Key(key)
-    u = None if key is None else dither(key, steps.size).reshape(steps.shape)
+    u = None if key is None else dither(key_words(key), steps.shape)
     return _reconstruct(_Plan(steps, u, q.scale, q.offset), q.axis, q.block_size, dtype)
 
 
