@@ -153,13 +153,11 @@ def quantized_from_bytes(
     int | None,
     bytes | None,
 ]: ...
-
 def onebit_noise(scheme: str, shared_bits: int | None) -> tuple[bool, bool]: ...
 def onebit_pairs(scheme: str, shared_bits: int | None) -> list[tuple[float, float]] | None: ...
 def onebit_encode(
     x: NDArray[Any],
-    scheme: str,
-    shared_bits: int | None,
+    scheme: tuple[str, int | None],
     words: tuple[int, int] | None,
     sender: int,
     interval: tuple[float, float],
@@ -167,8 +165,7 @@ def onebit_encode(
 def onebit_decode(
     bits: NDArray[np.uint8],
     n: int,
-    scheme: str,
-    shared_bits: int | None,
+    scheme: tuple[str, int | None],
     words: tuple[int, int] | None,
     sender: int,
     interval: tuple[float, float],

@@ -149,8 +149,8 @@ impl Scheme {
             let range = chunk * CHUNK..n.min((chunk + 1) * CHUNK);
             // SAFETY: chunks are disjoint and start at whole bytes, and `bits` is borrowed until `for_each` returns.
             let bits = unsafe { bits.part(range.start / 8..range.end.div_ceil(8)) };
-            let valid = with_protocol!(self.kernel, protocol => {
-                encode_chunk(protocol, level, noise, interval, x, range.clone(), bits)
+            let valid = with_protocol!(&self.kernel, protocol => {
+                encode_chunk(*protocol, level, noise, interval, x, range.clone(), bits)
             });
             if !valid && let Some(index) = first_outside(x, interval, range) {
                 first_bad.fetch_min(index, Ordering::Relaxed);
@@ -181,7 +181,9 @@ impl Scheme {
             // SAFETY: chunks are disjoint, and `out` is borrowed until `for_each` returns.
             let out = unsafe { out.part(range.clone()) };
             let bits = &bits[range.start / 8..range.end.div_ceil(8)];
-            with_protocol!(self.kernel, protocol => decode_chunk(protocol, level, noise, interval, bits, range.start, out));
+            with_protocol!(&self.kernel, protocol => {
+                decode_chunk(*protocol, level, noise, interval, bits, range.start, out);
+            });
         });
         Ok(())
     }
@@ -216,6 +218,8 @@ fn encode_chunk<P: Protocol>(
     bits: &mut [u8],
 ) -> bool {
     level.run(#[inline(always)] || {
+        // Copies on the stack of the loop's own function: behind a reference their fields would be loaded anew each time.
+        let (protocol, interval) = (protocol, interval);
         let (mut gathered, mut margins) = ([0.0_f32; TILE], [0.0_f32; TILE]);
         let (mut shared, mut coin) = ([0_u32; TILE], [0_u32; TILE]);
         let mut inside = 0_u32;
@@ -244,12 +248,13 @@ fn decode_chunk<P: Protocol>(
     out: &mut [f32],
 ) {
     level.run(#[inline(always)] || {
+        let (protocol, interval) = (protocol, interval);
         let (mut shared, mut lanes) = ([0_u32; TILE], [0_u32; TILE]);
         for (tile, (out, bits)) in out.chunks_mut(TILE).zip(bits.chunks(TILE / 8)).enumerate() {
             fill(noise.shared, start + tile * TILE, &mut shared[..out.len()]);
             mask::spread(bits, &mut lanes);
-            for ((out, &word), &bit) in out.iter_mut().zip(&shared).zip(&lanes) {
-                *out = interval.place(protocol.estimate(word, bit));
+            for ((y, &word), &bit) in out.iter_mut().zip(&shared).zip(&lanes) {
+                *y = interval.place(protocol.estimate(word, bit));
             }
         }
     });

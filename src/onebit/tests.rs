@@ -12,11 +12,11 @@ fn schemes() -> Vec<Scheme> {
 const UNIT: Interval = Interval { low: 0.0, high: 1.0, width: 1.0, reciprocal: 1.0 };
 
 /// Of the 2^24 coins, how many make the bit one: they are the low ones, found by bisection.
-fn ones(protocol: impl Protocol, y: f32, shared: u32) -> u32 {
+fn ones(protocol: &impl Protocol, y: f32, shared: u32) -> u32 {
     let one = |coin: u32| protocol.margin(y, shared, coin << 8).is_sign_positive();
     let (mut from, mut to) = (0, 1 << 24);
     while from < to {
-        let middle = (from + to) / 2;
+        let middle = u32::midpoint(from, to);
         (from, to) = if one(middle) { (middle + 1, to) } else { (from, middle) };
     }
     from
@@ -24,7 +24,7 @@ fn ones(protocol: impl Protocol, y: f32, shared: u32) -> u32 {
 
 /// The mean of the estimate at `y` over all shared words and coins, as exactly as float64 adds.
 fn mean(scheme: &Scheme, y: f32) -> f64 {
-    with_protocol!(scheme.kernel, protocol => {
+    with_protocol!(&scheme.kernel, protocol => {
         let bits = if !scheme.is_shared() { 0 } else if let Some(pairs) = scheme.pairs() { pairs.len().ilog2() } else { 24 };
         let sum: f64 = (0..1_u32 << bits).map(|j| {
             let shared = (u64::from(j) << (32 - bits)) as u32;
@@ -72,7 +72,7 @@ fn kernels_are_their_pairs() {
         let bits = pairs.len().ilog2();
         for (j, (a, b)) in pairs.iter().enumerate() {
             let shared = ((j as u64) << (32 - bits)) as u32 | (u32::MAX >> bits >> 1);
-            with_protocol!(scheme.kernel, protocol => {
+            with_protocol!(&scheme.kernel, protocol => {
                 for (bit, value) in [(0, a), (1, b)] {
                     let error = (f64::from(protocol.estimate(shared, bit)) - value).abs();
                     assert!(error < 2.0_f64.powi(-22), "{} with {bits} bits, pair {j}: off by {error:e}", scheme.name);
@@ -99,7 +99,7 @@ fn every_level_length_and_interval_is_the_scalar_protocol() {
                 let noise = scheme.noise(Some(key), 5, true).unwrap();
                 let word = |stream: Option<Stream>, i| stream.map_or(0, |stream| stream.word(i as u64));
                 let (mut want_bits, mut want) = (vec![0; n.div_ceil(8)], vec![0.0; n]);
-                with_protocol!(scheme.kernel, protocol => for i in 0..n {
+                with_protocol!(&scheme.kernel, protocol => for i in 0..n {
                     let margin = protocol.margin(interval.unit(x[i]), word(noise.shared, i), word(noise.coin, i));
                     let bit = u32::from(margin >= 0.0);
                     want_bits[i / 8] |= (bit as u8) << (i % 8);

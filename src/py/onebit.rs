@@ -1,6 +1,6 @@
 //! `lowbit.onebit`: the border of [`crate::onebit`].
 
-use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray};
+use numpy::{PyArray1, PyArrayMethods, PyUntypedArray};
 use pyo3::prelude::*;
 
 use super::array::Input;
@@ -28,13 +28,12 @@ pub(super) fn onebit_pairs(scheme: &str, shared_bits: Option<u32>) -> PyResult<O
 pub(super) fn onebit_encode<'py>(
     py: Python<'py>,
     x: &Bound<'py, PyUntypedArray>,
-    scheme: &str,
-    shared_bits: Option<u32>,
+    scheme: (&str, Option<u32>),
     words: Option<(u64, u64)>,
     sender: u64,
     interval: (f64, f64),
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
-    let scheme = Scheme::new(scheme, shared_bits)?;
+    let scheme = Scheme::new(scheme.0, scheme.1)?;
     let interval = Interval::new(interval.0, interval.1)?;
     let x = Input::new("x", x)?.view;
     // SAFETY: the encoder writes every byte, or the array is dropped with the error.
@@ -50,16 +49,16 @@ pub(super) fn onebit_encode<'py>(
 #[pyfunction]
 pub(super) fn onebit_decode<'py>(
     py: Python<'py>,
-    bits: PyReadonlyArray1<'py, u8>,
+    bits: &Bound<'py, PyArray1<u8>>,
     n: usize,
-    scheme: &str,
-    shared_bits: Option<u32>,
+    scheme: (&str, Option<u32>),
     words: Option<(u64, u64)>,
     sender: u64,
     interval: (f64, f64),
 ) -> PyResult<Bound<'py, PyArray1<f32>>> {
-    let scheme = Scheme::new(scheme, shared_bits)?;
+    let scheme = Scheme::new(scheme.0, scheme.1)?;
     let interval = Interval::new(interval.0, interval.1)?;
+    let bits = bits.try_readonly()?;
     let bits = bits.as_slice()?;
     onebit::check_bytes(n, bits.len())?;
     // SAFETY: the decoder writes every element, or the array is dropped with the error.
