@@ -162,12 +162,15 @@ def decode(
     if isinstance(key, np.random.Generator):
         raise TypeError("key: a Generator cannot repeat the sender's words; give the same lowbit.Key or int, or none")
     dims = tuple(_length(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,)))
+    n = math.prod(dims)
+    if n >= 1 << 63:
+        raise _core.Error(f"shape: {n} numbers are more than an array can hold")
     bits = np.asarray(bits)
     if bits.dtype != np.uint8 or bits.ndim != 1:
         raise TypeError(f"bits: expected a 1-D array of uint8, got {bits.ndim}-D of {bits.dtype}")
     return _core.onebit_decode(
         np.ascontiguousarray(bits),
-        math.prod(dims),
+        n,
         (scheme, _bits(shared_bits)),
         _words(key, "decode"),
         _word(sender, "sender"),
