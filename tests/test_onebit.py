@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
+import itertools
 import json
 import math
 from pathlib import Path
 
+import lowbit as lb
 import numpy as np
 import pytest
-
-import lowbit as lb
 from lowbit import _core, onebit, reference
 
 ONLY = {"deterministic": (None, 0), "randomized": (None, 0), "clipped_dither": (None,)}
@@ -67,7 +68,7 @@ def test_worst_case_is_the_papers_and_is_attained(scheme, bits, cost, known):
 @pytest.mark.parametrize("scheme", ["dither", "optimal_biased", "optimal_unbiased"])
 def test_every_shared_bit_helps(scheme):
     costs = [onebit.worst_case_error(scheme, bits) for bits in [*range(17), None]]
-    assert all(a > b for a, b in zip(costs, costs[1:], strict=False)), costs
+    assert all(a > b for a, b in itertools.pairwise(costs)), costs
 
 
 @pytest.mark.parametrize(("scheme", "bits"), [s for s in UNBIASED if s[1] is not None or s[0] == "randomized"])
@@ -94,11 +95,12 @@ def integral(f, low, high):
 @pytest.mark.parametrize("x", np.linspace(0, 1, 21))
 def test_the_unlimited_forms_by_quadrature(x):
     c, turn = 1 / (2 * math.sinh(1)), math.asinh((2 * x - 1) * math.sinh(1))
-    mean, square = (
-        integral(lambda h: (0.5 + c * np.exp(h)) ** p / 2, -1, turn)
-        + integral(lambda h: (0.5 - c * np.exp(-h)) ** p / 2, turn, 1)
-        for p in (1, 2)
-    )
+
+    def moment(power):
+        ones = integral(lambda h: (0.5 + c * np.exp(h)) ** power / 2, -1, turn)
+        return ones + integral(lambda h: (0.5 - c * np.exp(-h)) ** power / 2, turn, 1)
+
+    mean, square = moment(1), moment(2)
     assert mean == pytest.approx(x, abs=1e-12)
     assert square - x * x == pytest.approx(float(onebit.squared_error(x, "optimal_unbiased")), abs=1e-12)
 
@@ -118,7 +120,7 @@ def test_the_unlimited_forms_by_quadrature(x):
         return (np.clip(np.where(t <= x, t + 0.5, t - 0.5), Z, 1 - Z) - x) ** 2
 
     edges = np.unique([0, 0.5 - Z, x, 0.5 + Z, 1])
-    total = sum(integral(clipped, a, b) for a, b in zip(edges, edges[1:], strict=False))
+    total = sum(integral(clipped, a, b) for a, b in itertools.pairwise(edges))
     assert total == pytest.approx(float(onebit.squared_error(x, "clipped_dither")), abs=1e-12)
 
 
@@ -282,3 +284,10 @@ def test_version_1_gives_these_bytes_for_ever():
         bits = onebit.encode(x, **options)
         assert bits.tobytes().hex() == message["bits"], f"bits of {options}"
         assert onebit.decode(bits, n, **options).astype("<f4").tobytes().hex() == message["estimates"], f"{options}"
+
+
+def test_the_page_says_what_the_functions_say():
+    page = Path(__file__).parents[1] / "docs" / "onebit.md"
+    failed, tried = doctest.testfile(str(page), module_relative=False)
+    assert tried >= 7
+    assert failed == 0

@@ -264,14 +264,14 @@ def squared_error(x: ArrayLike, scheme: str, shared_bits: int | None = None) -> 
     if _unbiased(scheme):
         # The mean square of the estimate is linear between the knots, because the coin is.
         squares = np.concatenate([[0.0], np.cumsum(pairs[:, 1] ** 2 - pairs[:, 0] ** 2)])
-        return np.interp(x, _knots(pairs), (np.mean(pairs[:, 0] ** 2) + squares / len(pairs))) - x * x
+        return np.asarray(np.interp(x, _knots(pairs), np.mean(pairs[:, 0] ** 2) + squares / len(pairs)) - x * x)
     # The pairs below rank read a one, the others a zero.
     rank = np.searchsorted(pairs.sum(axis=1) / 2, x, side="right")
     first, second = (
         np.concatenate([[0.0], np.cumsum(pairs[:, 1] ** power - pairs[:, 0] ** power)]) + np.sum(pairs[:, 0] ** power)
         for power in (1, 2)
     )
-    return (second[rank] - 2 * x * first[rank]) / len(pairs) + x * x
+    return np.asarray((second[rank] - 2 * x * first[rank]) / len(pairs) + x * x)
 
 
 def _unbiased(scheme: str) -> bool:
@@ -286,7 +286,8 @@ def _pairs(scheme: str, shared_bits: int | None) -> NDArray[np.float64] | None:
 
 def _knots(pairs: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where the coin passes from one pair to the next."""
-    return pairs[:, 0].mean() + np.concatenate([[0.0], np.cumsum(pairs[:, 1] - pairs[:, 0])]) / len(pairs)
+    steps = np.concatenate([[0.0], np.cumsum(pairs[:, 1] - pairs[:, 0])]) / len(pairs)
+    return np.asarray(pairs[:, 0].mean() + steps)
 
 
 def _dither_error(x: NDArray[np.float64]) -> NDArray[np.float64]:
