@@ -17,8 +17,9 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from lowbit import onebit
 from scipy.optimize import linprog
+
+from lowbit import onebit
 
 
 def quantizers(x, mu, z):

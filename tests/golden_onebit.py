@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import lowbit as lb
 import numpy as np
+
+import lowbit as lb
 
 PATH = Path(__file__).parent / "golden" / "onebit-v1.json"
 SEED, COUNT, SENDER = 20_211, 100, 3

@@ -8,9 +8,10 @@ import json
 import math
 from pathlib import Path
 
-import lowbit as lb
 import numpy as np
 import pytest
+
+import lowbit as lb
 from lowbit import _core, onebit, reference
 
 ONLY = {"deterministic": (None, 0), "randomized": (None, 0), "clipped_dither": (None,)}
