@@ -168,14 +168,10 @@ def decode(
     bits = np.asarray(bits)
     if bits.dtype != np.uint8 or bits.ndim != 1:
         raise TypeError(f"bits: expected a 1-D array of uint8, got {bits.ndim}-D of {bits.dtype}")
-    return _core.onebit_decode(
-        np.ascontiguousarray(bits),
-        n,
-        (scheme, _bits(shared_bits)),
-        _words(key, "decode"),
-        _word(sender, "sender"),
-        (float(low), float(high)),
-    ).reshape(dims)
+    chosen, words = (scheme, _bits(shared_bits)), _words(key, "decode")
+    bits = np.ascontiguousarray(bits)
+    y = _core.onebit_decode(bits, n, chosen, words, _word(sender, "sender"), (float(low), float(high)))
+    return y if len(dims) == 1 else y.reshape(dims)
 
 
 def worst_case_error(scheme: str, shared_bits: int | None = None) -> float:
