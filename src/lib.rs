@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod error;
 pub mod formats;
 pub mod message;
+pub mod onebit;
 pub mod pack;
 pub mod parallel;
 pub mod quantize;

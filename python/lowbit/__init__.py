@@ -1,5 +1,6 @@
 """Numbers below a byte: compute with 4 bits, send a real number in one."""
 
+from lowbit import onebit
 from lowbit._core import (
     DecodeError,
     Error,
@@ -28,6 +29,7 @@ __all__ = [
     "get_format",
     "get_num_threads",
     "load",
+    "onebit",
     "pack",
     "quantize",
     "random_bits",

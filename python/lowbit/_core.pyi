@@ -153,3 +153,20 @@ def quantized_from_bytes(
     int | None,
     bytes | None,
 ]: ...
+def onebit_noise(scheme: str, shared_bits: int | None) -> tuple[bool, bool]: ...
+def onebit_pairs(scheme: str, shared_bits: int | None) -> list[tuple[float, float]] | None: ...
+def onebit_encode(
+    x: NDArray[Any],
+    scheme: tuple[str, int | None],
+    words: tuple[int, int] | None,
+    sender: int,
+    interval: tuple[float, float],
+) -> NDArray[np.uint8]: ...
+def onebit_decode(
+    bits: NDArray[np.uint8],
+    n: int,
+    scheme: tuple[str, int | None],
+    words: tuple[int, int] | None,
+    sender: int,
+    interval: tuple[float, float],
+) -> NDArray[np.float32]: ...

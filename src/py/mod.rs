@@ -4,6 +4,7 @@ mod array;
 mod container;
 mod error;
 mod format;
+mod onebit;
 mod quantize;
 
 use numpy::{PyArrayDyn, PyArrayMethods};
@@ -19,6 +20,8 @@ mod _core {
     use super::container::{quantized_from_bytes, quantized_to_bytes};
     #[pymodule_export]
     use super::format::{Format, formats, get_format};
+    #[pymodule_export]
+    use super::onebit::{onebit_decode, onebit_encode, onebit_noise, onebit_pairs};
     #[pymodule_export]
     use super::quantize::{dequantize, fake_quantize, pack, quantize, round_with_words, unpack};
     #[pymodule_export]

@@ -1,6 +1,7 @@
 //! The few primitives that plain loops do badly. Each is called once per tile with the level, has a plain twin in
 //! [`portable`], and is equal to it by test.
 
+pub(crate) mod mask;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

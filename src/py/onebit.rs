@@ -1,0 +1,72 @@
+//! `lowbit.onebit`: the border of [`crate::onebit`].
+
+use numpy::{PyArray1, PyArrayMethods, PyUntypedArray};
+use pyo3::prelude::*;
+
+use super::array::Input;
+use crate::onebit::{self, Interval, Scheme};
+use crate::stream::Key;
+
+fn key(words: Option<(u64, u64)>) -> Option<Key> {
+    words.map(|(k0, k1)| Key { k0, k1 })
+}
+
+/// Whether words are shared with the receiver, whether the sender throws a coin of its own.
+#[pyfunction]
+pub(super) fn onebit_noise(scheme: &str, shared_bits: Option<u32>) -> PyResult<(bool, bool)> {
+    let scheme = Scheme::new(scheme, shared_bits)?;
+    Ok((scheme.is_shared(), scheme.is_private()))
+}
+
+/// The pairs of values that the shared bits choose from, or `None` if there is no end to them.
+#[pyfunction]
+pub(super) fn onebit_pairs(scheme: &str, shared_bits: Option<u32>) -> PyResult<Option<Vec<(f64, f64)>>> {
+    Ok(Scheme::new(scheme, shared_bits)?.pairs())
+}
+
+#[pyfunction]
+pub(super) fn onebit_encode<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyUntypedArray>,
+    scheme: (&str, Option<u32>),
+    words: Option<(u64, u64)>,
+    sender: u64,
+    interval: (f64, f64),
+) -> PyResult<Bound<'py, PyArray1<u8>>> {
+    let scheme = Scheme::new(scheme.0, scheme.1)?;
+    let interval = Interval::new(interval.0, interval.1)?;
+    let x = Input::new("x", x)?.view;
+    // SAFETY: the encoder writes every byte, or the array is dropped with the error.
+    let out = unsafe { PyArray1::<u8>::new(py, [x.len().div_ceil(8)], false) };
+    {
+        let mut bits = out.try_readwrite()?;
+        let bits = bits.as_slice_mut()?;
+        py.detach(|| scheme.encode(&x, interval, key(words), sender, bits))?;
+    }
+    Ok(out)
+}
+
+#[pyfunction]
+pub(super) fn onebit_decode<'py>(
+    py: Python<'py>,
+    bits: &Bound<'py, PyArray1<u8>>,
+    n: usize,
+    scheme: (&str, Option<u32>),
+    words: Option<(u64, u64)>,
+    sender: u64,
+    interval: (f64, f64),
+) -> PyResult<Bound<'py, PyArray1<f32>>> {
+    let scheme = Scheme::new(scheme.0, scheme.1)?;
+    let interval = Interval::new(interval.0, interval.1)?;
+    let bits = bits.try_readonly()?;
+    let bits = bits.as_slice()?;
+    onebit::check_bytes(n, bits.len())?;
+    // SAFETY: the decoder writes every element, or the array is dropped with the error.
+    let out = unsafe { PyArray1::<f32>::new(py, [n], false) };
+    {
+        let mut y = out.try_readwrite()?;
+        let y = y.as_slice_mut()?;
+        py.detach(|| scheme.decode(bits, interval, key(words), sender, y))?;
+    }
+    Ok(out)
+}
