@@ -16,10 +16,11 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import lowbit as lb
 import numpy as np
-from lowbit import _core
 from operations import OPERATIONS, Operation, Problem
+
+import lowbit as lb
+from lowbit import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable

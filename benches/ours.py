@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import lowbit as lb
 import numpy as np
 from operations import KEY
+
+import lowbit as lb
 
 if TYPE_CHECKING:
     from collections.abc import Callable

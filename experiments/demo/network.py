@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-import lowbit as lb
 import numpy as np
 from numpy.typing import NDArray
+
+import lowbit as lb
 
 Array = NDArray[np.float32]
 

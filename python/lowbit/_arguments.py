@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Words = tuple[int, int]
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 
 def array(x: ArrayLike, argument: str) -> NDArray[Any]:
     """Any array; a masked one is refused, since its holes have no codes."""
@@ -32,9 +34,13 @@ def array(x: ArrayLike, argument: str) -> NDArray[Any]:
 
 def numbers(x: ArrayLike, argument: str) -> NDArray[np.float32]:
     """Real numbers as C-contiguous float32."""
+    if type(x) is float and -_FLOAT32_MAX <= x <= _FLOAT32_MAX:
+        return np.array(x, np.float32)
     values = array(x, argument)
     if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected real numbers, got dtype {values.dtype}")
+    if values.dtype == np.float32 and values.flags.c_contiguous and values.flags.aligned:
+        return values
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, np.float32).reshape(values.shape)
 
@@ -64,12 +70,12 @@ def words(key: KeyLike | None, *, private: bool) -> Words | None:
         return None
     if isinstance(key, np.random.Generator):
         if not private:
-            raise TypeError("key: a Generator serves only noise that nobody else must know; give a lowbit.Key or an int")
+            raise TypeError(
+                "key: a Generator serves only noise that nobody else must know; give a lowbit.Key or an int"
+            )
         k0, k1 = key.integers(0, 1 << 64, size=2, dtype=np.uint64).tolist()
         return k0, k1
-    if isinstance(key, (str, bytes)):
-        raise TypeError(f"key: expected a lowbit.Key or an int, got {type(key).__name__}; lowbit.Key takes bytes")
-    return Key(integer(key, "key")).words
+    return Key(within(key, "key", 0, (1 << 64) - 1)).words
 
 
 def key_id(key: Words) -> bytes:
@@ -88,7 +94,7 @@ def integer(value: SupportsIndex, argument: str) -> int:
 
 
 def within(value: SupportsIndex, argument: str, low: int, high: int) -> int:
-    """An int from `low` to `high`."""
+    """Check that an int is from `low` to `high`."""
     number = integer(value, argument)
     if not low <= number <= high:
         raise _core.Error(f"{argument}: {number} is out of range; give {low} to {high}")
@@ -101,12 +107,12 @@ def axis(value: SupportsIndex | None) -> int | None:
 
 
 def block_size(value: SupportsIndex | None) -> int | None:
-    """A positive size."""
+    """Check a positive size."""
     return None if value is None else within(value, "block_size", 1, (1 << 62) - 1)
 
 
 def rounding(name: str) -> str:
-    """A str; the core knows which."""
+    """Check a str; the core knows which."""
     if not isinstance(name, str):
         raise TypeError(f"rounding: expected nearest, stochastic or dither, got {type(name).__name__}")
     return name

@@ -31,8 +31,8 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
     path : str or path-like
         Where to write.
     arrays : mapping of str to Quantized or numpy.ndarray
-        A Quantized is stored as its packed codes (U8, under its name), ``name.scale`` and ``name.offset``, and described
-        in the metadata under ``lowbit``; plain arrays as they are.
+        A Quantized is stored as its packed codes (U8, under its name), ``name.scale`` and ``name.offset``, and
+        described in the metadata under ``lowbit``; plain arrays as they are.
 
     Raises
     ------
@@ -54,7 +54,9 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
 
     def put(name: str, array: NDArray[Any]) -> None:
         if name in tensors:
-            raise _core.Error(f"arrays: {name!r} would be there twice (a quantized array also takes .scale and .offset)")
+            raise _core.Error(
+                f"arrays: {name!r} would be there twice (a quantized array also takes .scale and .offset)"
+            )
         tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
 
     if not isinstance(arrays, Mapping):
@@ -119,7 +121,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Quantized | NDArray[Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            tensors: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except SafetensorError as error:
         raise _core.DecodeError(f"cannot decode: {error}") from None
     result: dict[str, Quantized | NDArray[Any]] = dict(tensors)
@@ -130,7 +132,9 @@ def load(path: str | os.PathLike[str]) -> dict[str, Quantized | NDArray[Any]]:
         if description["version"] != _VERSION:
             raise _core.DecodeError(f"cannot decode: description version {description['version']} is not known")
         for name, about in description["arrays"].items():
-            scale, offset = result.pop(f"{name}.scale"), result.pop(f"{name}.offset", None)
+            scale, offset = tensors[f"{name}.scale"], tensors.get(f"{name}.offset")
+            for part in (f"{name}.scale", f"{name}.offset"):
+                result.pop(part, None)
             data = _core.quantized_to_bytes(
                 tensors[name],
                 scale,

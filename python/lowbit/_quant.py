@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def fake_quantize(
     x: ArrayLike,
-    format: FormatLike,  # noqa: A002 - the field's word
+    format: FormatLike,
     *,
     scale: str | ArrayLike | None = None,
     offset: ArrayLike | None = None,
@@ -38,9 +38,9 @@ def fake_quantize(
     format : str or Format
         A name of ``lowbit.formats()``.
     scale : str or array_like, optional
-        A rule's name (``"amax"``, ``"minmax"``, ``"sawb"``; which a format can use its ``scale_rules`` tell), or numbers
-        from 2**-126 to 2**126 that broadcast to `x` (with `block_size`: to its blocked shape). Default: the format's
-        own rule.
+        A rule's name (``"amax"``, ``"minmax"``, ``"sawb"``: a format's ``scale_rules`` tell which it can use), or
+        numbers from 2**-126 to 2**126 that broadcast to `x` (with `block_size`: to its blocked shape). Default: the
+        format's own rule.
     offset : array_like, optional
         With numbers for `scale`, the number that the lowest code stands for.
     axis : int, optional
@@ -72,7 +72,10 @@ def fake_quantize(
     Notes
     -----
     With ``t = fl32((x - offset) * fl32(1 / scale))`` the result is ``round(t) * scale + offset``, in float32.
-    Sources: each format's ``source``; "minmax" is PyTorch's affine convention; SAWB is Choi et al., SysML 2019, equation 7.
+    The rule "amax" brings the largest magnitude to the format's ``reference``; "minmax" the smallest number to the
+    lowest code and the largest to the highest (PyTorch's affine convention, with the minimum as a float offset); "sawb"
+    minimises the squared error of bell-shaped weights (Choi et al., SysML 2019, equation 7, with the constants 12.035
+    and 12.03 of IBM's published code): do not use it where magnitudes are all alike, since it then clips nearly all.
 
     Examples
     --------
@@ -96,7 +99,7 @@ def fake_quantize(
 
 def quantize(
     x: ArrayLike,
-    format: FormatLike,  # noqa: A002 - the field's word
+    format: FormatLike,
     *,
     scale: str | ArrayLike | None = None,
     offset: ArrayLike | None = None,
@@ -147,17 +150,18 @@ def quantize(
     packed, new_scale, new_offset = _core.quantize(
         x, fmt, given, offsets, where, size, rounding, words, _arguments.out(out)
     )
-    if new_scale is None:
+    if isinstance(given, np.ndarray):
         # Given numbers, with the dimensions they left out.
         missing = (1,) * (x.ndim - given.ndim)
-        new_scale = given.reshape(missing + given.shape)
-        new_offset = None if offsets is None else offsets.reshape(missing + offsets.shape)
+        new_scale = given.reshape(missing + given.shape).copy()
+        new_offset = None if offsets is None else offsets.reshape(missing + offsets.shape).copy()
     if size is None and where is None and x.ndim:
         size = fmt.default_block
     if size is not None and where is None:
         where = -1
     where = None if where is None else where % x.ndim
     key_id = _arguments.key_id(words) if rounding == "dither" and words is not None else None
+    assert new_scale is not None
     return Quantized(packed, new_scale, new_offset, None, fmt, x.shape, where, size, key_id)
 
 

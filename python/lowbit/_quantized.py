@@ -57,7 +57,7 @@ class Quantized:
         scale: NDArray[np.float32],
         offset: NDArray[np.float32] | None,
         tensor_scale: np.float32 | None,
-        format: _core.Format,  # noqa: A002 - the field's word
+        format: _core.Format,
         shape: Sequence[int],
         axis: int | None,
         block_size: int | None,

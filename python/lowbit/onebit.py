@@ -30,9 +30,7 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
-from lowbit import _core
-from lowbit._keys import _word
-from lowbit._quant import _floats, _words
+from lowbit import _arguments, _core
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -106,8 +104,14 @@ def encode(
     chosen = scheme, _bits(shared_bits)
     if isinstance(key, np.random.Generator) and _core.onebit_noise(*chosen)[0]:
         raise TypeError(f"key: {scheme!r} shares words with the receiver; give a lowbit.Key or an int, not a Generator")
-    words = _words(key, "stochastic")
-    return _core.onebit_encode(_floats(x, "x"), chosen, words, _word(sender, "sender"), (float(low), float(high)))
+    words = _arguments.words(key, private=True)
+    return _core.onebit_encode(
+        _arguments.array(x, "x"),
+        chosen,
+        words,
+        _arguments.within(sender, "sender", 0, (1 << 64) - 1),
+        (float(low), float(high)),
+    )
 
 
 def decode(
@@ -168,9 +172,11 @@ def decode(
     bits = np.asarray(bits)
     if bits.dtype != np.uint8 or bits.ndim != 1:
         raise TypeError(f"bits: expected a 1-D array of uint8, got {bits.ndim}-D of {bits.dtype}")
-    chosen, words = (scheme, _bits(shared_bits)), _words(key, "decode")
+    chosen, words = (scheme, _bits(shared_bits)), _arguments.words(key, private=False)
     bits = np.ascontiguousarray(bits)
-    y = _core.onebit_decode(bits, n, chosen, words, _word(sender, "sender"), (float(low), float(high)))
+    y = _core.onebit_decode(
+        bits, n, chosen, words, _arguments.within(sender, "sender", 0, (1 << 64) - 1), (float(low), float(high))
+    )
     return y if len(dims) == 1 else y.reshape(dims)
 
 
@@ -334,10 +340,14 @@ _UNLIMITED = {
 def _bits(shared_bits: SupportsIndex | None) -> int | None:
     if shared_bits is None:
         return None
-    bits = _word(shared_bits, "shared_bits")
+    bits = _arguments.within(shared_bits, "shared_bits", 0, (1 << 64) - 1)
     # Whatever is too large for the core is too large for every scheme, and the core says what they serve.
     return min(bits, 0xFFFF_FFFF)
 
 
 def _length(n: SupportsIndex) -> int:
-    return _word(n, "shape")
+    return _arguments.within(n, "shape", 0, (1 << 64) - 1)
+
+
+def _sender(sender: SupportsIndex) -> int:
+    return _arguments.within(sender, "sender", 0, (1 << 64) - 1)

@@ -39,7 +39,11 @@ fn fraction(coin: u32) -> f32 {
 #[inline(always)]
 pub(super) fn sinh_ratio(z: f32) -> f32 {
     const C: [f32; 5] = [1.0 / 362_880.0, 1.0 / 5_040.0, 1.0 / 120.0, 1.0 / 6.0, 1.0];
-    C.iter().fold(1.0 / 39_916_800.0, #[inline(always)] |sum, c| sum * z + c)
+    C.iter().fold(
+        1.0 / 39_916_800.0,
+        #[inline(always)]
+        |sum, c| sum * z + c,
+    )
 }
 
 #[inline(always)]
@@ -63,7 +67,11 @@ fn exp(g: f32) -> f32 {
         1.0,
         1.0,
     ];
-    C.iter().fold(1.0 / 39_916_800.0, #[inline(always)] |sum, c| sum * g + c)
+    C.iter().fold(
+        1.0 / 39_916_800.0,
+        #[inline(always)]
+        |sum, c| sum * g + c,
+    )
 }
 
 /// `l`-bit dither: the top `bits` bits of the threshold are shared, the rest is the sender's coin; the receiver takes

@@ -57,7 +57,10 @@ impl Interval {
         }
         let width = high - low;
         if !(f32::MIN_POSITIVE..=1.0 / f32::MIN_POSITIVE).contains(&width) {
-            return Err(Error::argument("high", format!("high - low is {width:e}, but must lie between 2^-126 and 2^126")));
+            return Err(Error::argument(
+                "high",
+                format!("high - low is {width:e}, but must lie between 2^-126 and 2^126"),
+            ));
         }
         Ok(Interval { low, high, width, reciprocal: 1.0 / width })
     }
@@ -126,7 +129,10 @@ impl Scheme {
         let Some(key) = key else {
             return if shared || coin {
                 let whose = if shared { "the same for sender and receiver" } else { "any that was not used before" };
-                let reason = format!("{:?} draws random words and needs a key, {whose}; make one by lowbit.Key(seed)", self.name);
+                let reason = format!(
+                    "{:?} draws random words and needs a key, {whose}; make one by lowbit.Key(seed)",
+                    self.name
+                );
                 Err(Error::argument("key", reason))
             } else {
                 Ok(Noise { shared: None, coin: None })
@@ -139,7 +145,14 @@ impl Scheme {
     /// Writes one bit per element of `x`, eight a byte, least significant first, the last byte padded with zeros.
     ///
     /// `bits` holds `x.len().div_ceil(8)` bytes; what it holds after an error means nothing.
-    pub fn encode(&self, x: &View<'_>, interval: Interval, key: Option<Key>, sender: u64, bits: &mut [u8]) -> Result<()> {
+    pub fn encode(
+        &self,
+        x: &View<'_>,
+        interval: Interval,
+        key: Option<Key>,
+        sender: u64,
+        bits: &mut [u8],
+    ) -> Result<()> {
         let noise = self.noise(key, sender, true)?;
         let (n, level) = (x.len(), Level::current());
         check_bytes(n, bits.len())?;
@@ -161,19 +174,31 @@ impl Scheme {
             index => {
                 let Interval { low, high, .. } = interval;
                 let value = x.read(index..index + 1, &mut [0.0])[0];
-                let reason = format!("element {index} (C order) is {value}, outside [low, high] = [{low}, {high}]; clip x or widen the interval");
+                let reason = format!(
+                    "element {index} (C order) is {value}, outside [low, high] = [{low}, {high}]; clip x or widen the interval"
+                );
                 Err(Error::argument("x", reason))
             }
         }
     }
 
     /// Writes the estimate of every element, from the bits that [`Scheme::encode`] wrote with the same key and sender.
-    pub fn decode(&self, bits: &[u8], interval: Interval, key: Option<Key>, sender: u64, out: &mut [f32]) -> Result<()> {
+    pub fn decode(
+        &self,
+        bits: &[u8],
+        interval: Interval,
+        key: Option<Key>,
+        sender: u64,
+        out: &mut [f32],
+    ) -> Result<()> {
         let noise = self.noise(key, sender, false)?;
         let (n, level) = (out.len(), Level::current());
         check_bytes(n, bits.len())?;
         if let Some(last) = bits.last().filter(|last| n % 8 > 0 && **last >> (n % 8) != 0) {
-            return Err(Error::decode(format!("the last byte of bits is {last:#04x}, but only its low {} bits are used; the rest must be zero", n % 8)));
+            return Err(Error::decode(format!(
+                "the last byte of bits is {last:#04x}, but only its low {} bits are used; the rest must be zero",
+                n % 8
+            )));
         }
         let out = Shared::new(out);
         parallel::for_each(n.div_ceil(CHUNK), |chunk| {
@@ -217,25 +242,28 @@ fn encode_chunk<P: Protocol>(
     range: Range<usize>,
     bits: &mut [u8],
 ) -> bool {
-    level.run(#[inline(always)] || {
-        // Copies on the stack of the loop's own function: behind a reference their fields would be loaded anew each time.
-        let (protocol, interval) = (protocol, interval);
-        let (mut gathered, mut margins) = ([0.0_f32; TILE], [0.0_f32; TILE]);
-        let (mut shared, mut coin) = ([0_u32; TILE], [0_u32; TILE]);
-        let mut inside = 0_u32;
-        for (start, bits) in range.clone().step_by(TILE).zip(bits.chunks_mut(TILE / 8)) {
-            let n = TILE.min(range.end - start);
-            let x = x.read(start..start + n, &mut gathered);
-            fill(noise.shared, start, &mut shared[..n]);
-            fill(noise.coin, start, &mut coin[..n]);
-            for (((margin, &x), &shared), &coin) in margins.iter_mut().zip(x).zip(&shared).zip(&coin) {
-                inside += u32::from(x >= interval.low) & u32::from(x <= interval.high);
-                *margin = protocol.margin(interval.unit(x), shared, coin);
+    level.run(
+        #[inline(always)]
+        || {
+            // Copies on the stack of the loop's own function: behind a reference their fields would be loaded anew each time.
+            let (protocol, interval) = (protocol, interval);
+            let (mut gathered, mut margins) = ([0.0_f32; TILE], [0.0_f32; TILE]);
+            let (mut shared, mut coin) = ([0_u32; TILE], [0_u32; TILE]);
+            let mut inside = 0_u32;
+            for (start, bits) in range.clone().step_by(TILE).zip(bits.chunks_mut(TILE / 8)) {
+                let n = TILE.min(range.end - start);
+                let x = x.read(start..start + n, &mut gathered);
+                fill(noise.shared, start, &mut shared[..n]);
+                fill(noise.coin, start, &mut coin[..n]);
+                for (((margin, &x), &shared), &coin) in margins.iter_mut().zip(x).zip(&shared).zip(&coin) {
+                    inside += u32::from(x >= interval.low) & u32::from(x <= interval.high);
+                    *margin = protocol.margin(interval.unit(x), shared, coin);
+                }
+                mask::nonnegative(level, &margins[..n], bits);
             }
-            mask::nonnegative(level, &margins[..n], bits);
-        }
-        inside as usize == range.len()
-    })
+            inside as usize == range.len()
+        },
+    )
 }
 
 fn decode_chunk<P: Protocol>(
@@ -247,17 +275,20 @@ fn decode_chunk<P: Protocol>(
     start: usize,
     out: &mut [f32],
 ) {
-    level.run(#[inline(always)] || {
-        let (protocol, interval) = (protocol, interval);
-        let (mut shared, mut lanes) = ([0_u32; TILE], [0_u32; TILE]);
-        for (tile, (out, bits)) in out.chunks_mut(TILE).zip(bits.chunks(TILE / 8)).enumerate() {
-            fill(noise.shared, start + tile * TILE, &mut shared[..out.len()]);
-            mask::spread(bits, &mut lanes);
-            for ((y, &word), &bit) in out.iter_mut().zip(&shared).zip(&lanes) {
-                *y = interval.place(protocol.estimate(word, bit));
+    level.run(
+        #[inline(always)]
+        || {
+            let (protocol, interval) = (protocol, interval);
+            let (mut shared, mut lanes) = ([0_u32; TILE], [0_u32; TILE]);
+            for (tile, (out, bits)) in out.chunks_mut(TILE).zip(bits.chunks(TILE / 8)).enumerate() {
+                fill(noise.shared, start + tile * TILE, &mut shared[..out.len()]);
+                mask::spread(bits, &mut lanes);
+                for ((y, &word), &bit) in out.iter_mut().zip(&shared).zip(&lanes) {
+                    *y = interval.place(protocol.estimate(word, bit));
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 #[cfg(test)]

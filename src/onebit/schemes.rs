@@ -145,10 +145,15 @@ mod tests {
 
     #[test]
     fn what_is_not_served_is_said() {
-        for (name, bits) in [("randomized", Some(1)), ("clipped_dither", Some(0)), ("dither", Some(17)), ("deterministic", Some(2))] {
+        for (name, bits) in
+            [("randomized", Some(1)), ("clipped_dither", Some(0)), ("dither", Some(17)), ("deterministic", Some(2))]
+        {
             let error = Scheme::new(name, bits).map(|scheme| scheme.name).map_err(|error| error.to_string());
             assert!(error.is_err_and(|message| message.contains("it serves")), "{name} {bits:?}");
         }
-        assert!(Scheme::new("magic", None).is_err_and(|error| error.to_string().contains("optimal_unbiased")), "known names");
+        assert!(
+            Scheme::new("magic", None).is_err_and(|error| error.to_string().contains("optimal_unbiased")),
+            "known names"
+        );
     }
 }

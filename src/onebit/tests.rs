@@ -42,8 +42,18 @@ fn mean(scheme: &Scheme, y: f32) -> f64 {
 
 #[test]
 fn unbiased_kernels_keep_the_mean_to_2_to_the_minus_23() {
-    for (name, bits) in [("randomized", None), ("dither", None), ("dither", Some(5)), ("dither", Some(16)), ("optimal_unbiased", None),
-        ("optimal_unbiased", Some(1)), ("optimal_unbiased", Some(2)), ("optimal_unbiased", Some(3)), ("optimal_unbiased", Some(4)), ("optimal_unbiased", Some(12))] {
+    for (name, bits) in [
+        ("randomized", None),
+        ("dither", None),
+        ("dither", Some(5)),
+        ("dither", Some(16)),
+        ("optimal_unbiased", None),
+        ("optimal_unbiased", Some(1)),
+        ("optimal_unbiased", Some(2)),
+        ("optimal_unbiased", Some(3)),
+        ("optimal_unbiased", Some(4)),
+        ("optimal_unbiased", Some(12)),
+    ] {
         let scheme = Scheme::new(name, bits).unwrap();
         for y in [0.0, 1e-9, 0.1, 3.0 / 11.0, 0.5, 0.722, 0.999_999, 1.0] {
             let error = (mean(&scheme, y) - f64::from(y)).abs();

@@ -1,9 +1,9 @@
 //! `lowbit.onebit`: the border of [`crate::onebit`].
 
-use numpy::{PyArray1, PyArrayMethods, PyUntypedArray};
+use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArray};
 use pyo3::prelude::*;
 
-use super::array::Input;
+use super::array::{Input, new_array_of};
 use crate::onebit::{self, Interval, Scheme};
 use crate::stream::Key;
 
@@ -32,12 +32,11 @@ pub(super) fn onebit_encode<'py>(
     words: Option<(u64, u64)>,
     sender: u64,
     interval: (f64, f64),
-) -> PyResult<Bound<'py, PyArray1<u8>>> {
+) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
     let scheme = Scheme::new(scheme.0, scheme.1)?;
     let interval = Interval::new(interval.0, interval.1)?;
     let x = Input::new("x", x)?.view;
-    // SAFETY: the encoder writes every byte, or the array is dropped with the error.
-    let out = unsafe { PyArray1::<u8>::new(py, [x.len().div_ceil(8)], false) };
+    let out = new_array_of::<u8>(py, &[x.len().div_ceil(8)])?;
     {
         let mut bits = out.try_readwrite()?;
         let bits = bits.as_slice_mut()?;
@@ -55,14 +54,13 @@ pub(super) fn onebit_decode<'py>(
     words: Option<(u64, u64)>,
     sender: u64,
     interval: (f64, f64),
-) -> PyResult<Bound<'py, PyArray1<f32>>> {
+) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
     let scheme = Scheme::new(scheme.0, scheme.1)?;
     let interval = Interval::new(interval.0, interval.1)?;
     let bits = bits.try_readonly()?;
     let bits = bits.as_slice()?;
     onebit::check_bytes(n, bits.len())?;
-    // SAFETY: the decoder writes every element, or the array is dropped with the error.
-    let out = unsafe { PyArray1::<f32>::new(py, [n], false) };
+    let out = new_array_of::<f32>(py, &[n])?;
     {
         let mut y = out.try_readwrite()?;
         let y = y.as_slice_mut()?;

@@ -63,8 +63,7 @@ mod tests {
 
     #[test]
     fn every_level_and_length_writes_the_same_bits() {
-        let lanes: Vec<f32> =
-            (0..77_u32).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9) & !0x4000_0000)).collect();
+        let lanes: Vec<f32> = (0..77_u32).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9) & !0x4000_0000)).collect();
         for level in Level::supported() {
             for n in 0..=lanes.len() {
                 let mut bits = vec![0xff; n.div_ceil(8)];

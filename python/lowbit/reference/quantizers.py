@@ -1,78 +1,20 @@
-"""The same functions in slow, obvious NumPy: the specification in code, and the oracle of the tests.
-
-Every function returns the very bits that its namesake in ``lowbit`` returns, on any input; only speed, the checks of
-arguments and the containers differ. Arithmetic is float32 in the order written, unless float64 is named.
-"""
+"""Formats, scale rules, quantization and packing."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
+
+from lowbit.reference.stream import HasWords, fold, key_words, random_bits
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 _WORDS = 2.0**32  # the number of different random words
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: SplitMix64's step
 _ignore = np.errstate(all="ignore")  # infinities and NaN follow IEEE 754 and are part of the contract
-
-
-# --- The shared random stream, version 1 ------------------------------------------------------------------------------
-
-
-def random_bits(words: tuple[int, int], n: int, start: int = 0) -> NDArray[np.uint32]:
-    """Words `start`, ..., `start` + `n` - 1 of the stream of the key with these ``words`` (``docs/stream.md``)."""
-    start64, odd = np.uint64(words[0]), words[1] | 1
-    step = np.uint64(odd ^ 0xAAAAAAAAAAAAAAAA if (odd ^ (odd >> 1)).bit_count() < 24 else odd)
-    element = np.arange(n, dtype=np.uint64) + np.uint64(start)
-    word = mix(start64 + (element // np.uint64(2) + np.uint64(1)) * step)
-    return (word >> (element % np.uint64(2) * np.uint64(32))).astype(np.uint32)
-
-
-def mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finalizer."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _mixed(z: int) -> int:
-    return int(mix(np.array([z % 2**64], np.uint64))[0])
-
-
-class HasWords(Protocol):
-    """What a ``lowbit.Key`` is here."""
-
-    @property
-    def words(self) -> tuple[int, int]:
-        """The two 64-bit words of the key."""
-
-
-def key_words(key: HasWords | int | np.random.Generator) -> tuple[int, int]:
-    """Give the words of a key, of the key that an int seeds, or two raw words of a generator."""
-    if isinstance(key, np.random.Generator):
-        k0, k1 = key.integers(0, 2**64, size=2, dtype=np.uint64)
-        return int(k0), int(k1)
-    return (_mixed(key + _GOLDEN), _mixed(key + 2 * _GOLDEN)) if isinstance(key, int) else key.words
-
-
-def fold(words: tuple[int, int], *parts: str | int) -> tuple[int, int]:
-    """Derive a child key; a label is both halves of its BLAKE2b-128, folded in as integers."""
-    k0, k1 = words
-    for part in parts:
-        numbers = [part] if isinstance(part, int) else np.frombuffer(_digest(part), "<u8").tolist()
-        for number in numbers:
-            k0 = _mixed(k0 + _GOLDEN * (number + 1))
-            k1 = _mixed(k1 ^ k0)
-    return k0, k1
-
-
-def _digest(label: str) -> bytes:
-    return hashlib.blake2b(label.encode(), digest_size=16, person=b"lowbit.label.v1").digest()
 
 
 # --- Formats: a grid of values, how to round to it, and its codes -----------------------------------------------------
@@ -422,7 +364,7 @@ def _reconstruct(plan: _Plan, axis: int | None, block_size: int | None, dtype: D
 
 
 @_ignore
-def fake_quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> NDArray[Any]:  # noqa: A002
+def fake_quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> NDArray[Any]:
     """Round an array to a format and back, as ``lowbit.fake_quantize`` does.
 
     Parameters
@@ -445,7 +387,7 @@ def fake_quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> N
 
 
 @_ignore
-def quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> Quantized:  # noqa: A002
+def quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> Quantized:
     """Round an array to the codes of a format, as ``lowbit.quantize`` does.
 
     Parameters
@@ -495,117 +437,3 @@ def unpack(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[Any]:
     """Take `n` codes of `bits` bits out again: uint8, or uint16 above 8 bits."""
     each = np.unpackbits(packed, count=n * bits, bitorder="little").reshape(n, bits).astype(np.uint32)
     return np.asarray((each << np.arange(bits, dtype=np.uint32)).sum(axis=1), np.uint8 if bits <= 8 else np.uint16)
-
-
-# --- One real number in one bit ---------------------------------------------------------------------------------------
-
-_F = np.float32
-_HALF = {  # the pairs (read for a zero, read for a one) of facts; the mirror images (1 - b, 1 - a) follow
-    ("biased", 1): [(0.1, 0.7)],
-    ("biased", 2): [(0.0, 0.681899), (0.126862, 0.728051)],
-    ("biased", 3): [(0.0, 0.683122), (0.0, 0.683122), (0.064655, 0.706802), (0.160421, 0.765555)],
-    ("unbiased", 2): [(-9 / 22, 15 / 22), (-1 / 22, 19 / 22)],
-    ("unbiased", 3): [(-0.53548, 0.66290), (-0.28066, 0.74183), (-0.12389, 0.79040), (0.01812, 0.88296)],
-}
-
-
-def _series(z: NDArray[np.float32], orders: list[int]) -> NDArray[np.float32]:
-    """Sum z**k / orders[k]!, Horner's way, from the last to the first."""
-    total = np.full_like(z, _F(1) / _F(math.factorial(orders[-1])))
-    for order in reversed(orders[:-1]):
-        total = total * z + _F(1) / _F(math.factorial(order))
-    return total
-
-
-def _sinh(h: NDArray[np.float32]) -> NDArray[np.float32]:
-    return h * _series(h * h, [1, 3, 5, 7, 9, 11])
-
-
-def _onebit(
-    scheme: str, bits: int | None, shared: NDArray[np.uint32], coin: NDArray[np.uint32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Threshold (as the sum of two float32, the second tiny), and what a zero and a one are read as."""
-    if scheme in ("deterministic", "randomized"):
-        scheme, bits = {"deterministic": "optimal_biased", "randomized": "dither"}[scheme], 0
-    if scheme == "optimal_unbiased" and bits in (0, 1):
-        scheme = "dither"
-    used = 24 if bits is None else bits
-    cell = (shared.astype(np.uint64) >> np.uint64(32 - used)).astype(np.int64)
-    centre = (2 * cell + 1 - 2**used).astype(_F) * _F(2.0**-used)
-    fraction = (2 * (coin >> np.uint32(9)).astype(np.int64) + 1).astype(_F) * _F(2.0**-24)
-    none = np.zeros(shared.shape, _F)
-    if scheme in ("dither", "clipped_dither"):
-        word = (cell << (32 - used)) | (coin.astype(np.int64) >> used)
-        zero, one = _F(0.5) * centre, _F(1) + _F(0.5) * centre
-        if scheme == "clipped_dither":
-            zero, one = (np.clip(v, _F(0.17349), _F(1) - _F(0.17349)) for v in (zero, one))
-        return (word >> 8).astype(_F) * _F(2.0**-24), none + _F(2.0**-25), zero, one
-    if bits is not None and bits <= 3:
-        if bits == 0:
-            pairs = [(0.25, 0.75)]
-        else:
-            half = _HALF[scheme.removeprefix("optimal_"), bits]
-            pairs = half + [(1 - b, 1 - a) for a, b in reversed(half)]
-        zeros, ones = (np.array([pair[i] for pair in pairs]) for i in (0, 1))
-        if scheme == "optimal_biased":
-            threshold = ((zeros + ones) / 2).astype(_F)[cell]
-        else:
-            steps = (ones - zeros) / len(pairs)
-            knots = [sum(zeros.tolist()) / len(pairs)]
-            for step in steps[:-1]:
-                knots.append(knots[-1] + float(step))
-            threshold = np.array(knots).astype(_F)[cell] + fraction * steps.astype(_F)[cell]
-        return threshold, none, zeros.astype(_F)[cell], ones.astype(_F)[cell]
-    biased = scheme == "optimal_biased"
-    amplitude = _F(0.5 * math.exp(-0.5)) if biased else _F(1 / (math.e - 1 / math.e))
-    h = np.clip(centre, _F(-0.5), _F(0.5)) if biased else centre
-    size = np.array(amplitude)
-    if biased or bits is None:
-        threshold = _F(0.5) + amplitude * _sinh(h)
-    else:
-        ends = _F(2.0**-used)
-        low, high = _sinh(centre - ends), _sinh(centre + ends)
-        threshold = _F(0.5) + amplitude * (low + fraction * (high - low))
-        size = amplitude * _series(np.array(ends * ends), [1, 3, 5, 7, 9, 11])
-    zero, one = (_F(0.5) + s * (size * _series(s * h, list(range(12)))) for s in (_F(-1), _F(1)))
-    return threshold, none, zero, one
-
-
-def _onebit_words(n: int, key: Key, sender: int) -> list[NDArray[np.uint32]]:
-    return [random_bits(key.fold(purpose, sender).words, n) for purpose in ("dither", "coin")]
-
-
-def onebit_encode(
-    x: NDArray[np.floating],
-    *,
-    scheme: str,
-    key: Key,
-    sender: int = 0,
-    shared_bits: int | None = None,
-    low: float = 0.0,
-    high: float = 1.0,
-) -> NDArray[np.uint8]:
-    """Send every number in one bit: whether it reaches its threshold."""
-    x, bottom = x.astype(_F).ravel(), _F(low)
-    y = np.minimum((x - bottom) * (_F(1) / (_F(high) - bottom)), _F(1))
-    words = _onebit_words(x.size, key, sender)
-    threshold, rest, _, _ = _onebit(scheme, shared_bits, *words)
-    return np.packbits((y - threshold) - rest >= 0, bitorder="little")
-
-
-def onebit_decode(
-    bits: NDArray[np.uint8],
-    n: int,
-    *,
-    scheme: str,
-    key: Key,
-    sender: int = 0,
-    shared_bits: int | None = None,
-    low: float = 0.0,
-    high: float = 1.0,
-) -> NDArray[np.float32]:
-    """Read every bit as one of its two values."""
-    words = _onebit_words(n, key, sender)
-    _, _, zero, one = _onebit(scheme, shared_bits, *words)
-    sent = np.unpackbits(bits, count=n, bitorder="little").astype(bool)
-    return np.where(sent, one, zero) * (_F(high) - _F(low)) + _F(low)

@@ -1,0 +1,52 @@
+"""The same functions in slow, obvious NumPy: the specification in code, and the oracle of the tests.
+
+Every function returns the very bits that its namesake in ``lowbit`` returns, on any input; only speed, the checks of
+arguments and the containers differ. Arithmetic is float32 in the order written, unless float64 is named.
+"""
+
+from lowbit.reference.onebit import onebit_decode, onebit_encode
+from lowbit.reference.quantizers import (
+    FORMATS,
+    Integer,
+    Options,
+    Quantized,
+    Radix4,
+    dequantize,
+    dither,
+    fake_quantize,
+    ordered_sum,
+    pack,
+    quantize,
+    rule_amax,
+    rule_minmax,
+    rule_sawb,
+    scales,
+    unpack,
+)
+from lowbit.reference.stream import HasWords, fold, key_words, mix, random_bits
+
+__all__ = [
+    "FORMATS",
+    "HasWords",
+    "Integer",
+    "Options",
+    "Quantized",
+    "Radix4",
+    "dequantize",
+    "dither",
+    "fake_quantize",
+    "fold",
+    "key_words",
+    "mix",
+    "onebit_decode",
+    "onebit_encode",
+    "ordered_sum",
+    "pack",
+    "quantize",
+    "random_bits",
+    "rule_amax",
+    "rule_minmax",
+    "rule_sawb",
+    "scales",
+    "unpack",
+]
