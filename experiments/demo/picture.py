@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import lowbit as lb
 import matplotlib as mpl
 import numpy as np
 from data import Images, count_shades, to_int4
@@ -18,6 +17,8 @@ from network import FLOAT32, INT4_FORWARD, ONE_PHASE, TWO_PHASE, Array
 from table import final
 from training import Results, Run
 from workers import CHANNELS, WORKERS
+
+import lowbit as lb
 
 # Okabe and Ito's colours, which the colour-blind can tell apart as well.
 GREY, BLUE, ORANGE, GREEN, PURPLE = "#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7"

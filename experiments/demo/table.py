@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import lowbit as lb
 import numpy as np
 from data import Images, count_shades
 from network import FLOAT32, ONE_PHASE, TWO_PHASE, Array
 from training import Results, Run
 from workers import CHANNELS, WORKERS
+
+import lowbit as lb
 
 WIDTH = 37
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import lowbit as lb
 import numpy as np
 from data import Images
 from network import RECIPES, TWO_PHASE, Momentum, Network, Recipe, accuracy, batches, gradients, new_network
 from workers import CHANNELS, WORKERS, Channel, work_together
+
+import lowbit as lb
 
 if TYPE_CHECKING:
     from tqdm import tqdm

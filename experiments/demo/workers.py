@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import lowbit as lb
 import numpy as np
 from network import Array, Network, Recipe, gradients
 from numpy.typing import NDArray
+
+import lowbit as lb
 
 WORKERS = 8
 VOTE_BYTES = 1
