@@ -112,6 +112,7 @@ def forward(network: Network, x: Array, recipe: Recipe) -> tuple[Array, list[tup
     kept = []
     for i, layer in enumerate(network):
         x = np.maximum(x, 0) if i else x
+        # A scale for each image, so that a picture is seen the same whatever its batch.
         xq, wq = rescale(x, recipe, axis=0), rescale(layer.weight, recipe)
         kept.append((x, xq, wq))
         x = xq @ wq + layer.bias

@@ -28,17 +28,17 @@ def report(images: Images, results: Results) -> str:
         f"The images in INT4: {shades.before} shades become {shades.after}; "
         f"the error is at most {shades.largest_error:.1%} of the range, {shades.rms_error:.1%} rms.",
         "",
-        f"{'One worker':{WIDTH}}{'accuracy, %':>14}{'less float32':>16}",
+        f"{'One worker':{WIDTH}}{'accuracy, %':>14}{'minus float32':>16}",
     ]
     for recipe, runs in results.alone.items():
         change = "" if recipe is FLOAT32 else spread(paired(runs, results.alone[FLOAT32]), sign=True)
         lines.append(f"{recipe.name:{WIDTH}}{spread(final(runs)):>14}{change:>16}")
     lines += [
         compare_phases(results),
-        f"Rounding to radix-4 (relative squared error, evenly over octaves): {even:.3f} in the even phase, "
-        f"{odd:.3f} in the odd, {both:.3f} for their mean.",
+        "Relative squared error of one rounding to radix-4, evenly over octaves:",
+        f"{even:.3f} in the even phase, {odd:.3f} in the odd, {both:.3f} for the mean of the two.",
         "",
-        f"{f'{WORKERS} workers, INT4 and radix-4 inside':{WIDTH}}{'accuracy, %':>14}{'less float32':>16}"
+        f"{f'{WORKERS} workers, INT4 and radix-4 inside':{WIDTH}}{'accuracy, %':>14}{'minus float32':>16}"
         f"{'each sent':>14}{'squared error':>16}{'(exact)':>10}",
     ]
     base = results.together[CHANNELS[0]]
@@ -56,16 +56,15 @@ def report(images: Images, results: Results) -> str:
         diverged = sum(run.skipped > 0 for run in runs)
         if diverged:
             lines.append(f"Diverged: {kind.name}, {diverged} of {results.seeds} runs.")
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def compare_phases(results: Results) -> str:
     """Say what the second phase changed, and whether the run can tell."""
     change = paired(results.alone[TWO_PHASE], results.alone[ONE_PHASE])
     clear = abs(change.mean()) > 3 * change.std(ddof=1) / len(change) ** 0.5
-    verdict = "more than" if clear else "within"
-    rest = "" if clear else ", so this run cannot tell the phases apart"
-    return f"Two phases against one: {spread(change, sign=True)} points: {verdict} 3 standard errors{rest}."
+    verdict = "more than 3 standard errors" if clear else "within 3 standard errors, this run cannot tell them apart"
+    return f"Two phases minus one: {spread(change, sign=True)} points; {verdict}."
 
 
 def final(runs: Sequence[Run]) -> Array:
