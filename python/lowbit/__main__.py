@@ -10,18 +10,14 @@ from lowbit import _core
 
 def main() -> None:
     """Print versions, the CPU level in force, the threads, and the formats."""
-    print(
-        f"lowbit {lb.__version__}, stream version {_core.STREAM_VERSION}, Python {platform.python_version()}, NumPy {np.__version__}"
-    )
-    print(
-        f"CPU: {_core.cpu_level()} of {', '.join(_core.cpu_levels())} on {platform.machine()}; {lb.get_num_threads()} threads"
-    )
+    print(f"lowbit {lb.__version__}, stream version {_core.STREAM_VERSION}")
+    print(f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}")
+    print(f"CPU level {_core.cpu_level()} of {', '.join(_core.cpu_levels())}; {lb.get_num_threads()} threads")
     print("formats:")
     for name in lb.formats():
         fmt = lb.get_format(name)
-        print(
-            f"  {name:15} {fmt.bits} bits, {len(fmt.values):3} values up to {fmt.max:g}; scale by {', '.join(fmt.scale_rules)}"
-        )
+        rules = ", ".join(fmt.scale_rules)
+        print(f"  {name:15} {fmt.bits} bits, {len(fmt.values):3} values up to {fmt.max:g}; scale by {rules}")
 
 
 if __name__ == "__main__":

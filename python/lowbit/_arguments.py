@@ -34,7 +34,7 @@ def array(x: ArrayLike, argument: str) -> NDArray[Any]:
 
 def numbers(x: ArrayLike, argument: str) -> NDArray[np.float32]:
     """Real numbers as C-contiguous float32."""
-    if type(x) is float and -_FLOAT32_MAX <= x <= _FLOAT32_MAX:
+    if isinstance(x, float) and -_FLOAT32_MAX <= x <= _FLOAT32_MAX:
         return np.array(x, np.float32)
     values = array(x, argument)
     if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":

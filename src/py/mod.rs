@@ -41,32 +41,38 @@ mod _core {
     }
 }
 
+/// The CPU levels of this machine, slowest first.
 #[pyfunction]
 fn cpu_levels() -> Vec<&'static str> {
     Level::supported().into_iter().map(Level::name).collect()
 }
 
+/// The CPU level in force.
 #[pyfunction]
 fn cpu_level() -> &'static str {
     Level::current().name()
 }
 
+/// Makes a CPU level the one in force.
 #[pyfunction]
 fn set_cpu_level(name: &str) -> PyResult<()> {
     Level::named("name", name)?.set();
     Ok(())
 }
 
+/// How many threads a call may use.
 #[pyfunction]
 fn get_num_threads() -> usize {
     parallel::num_threads()
 }
 
+/// Sets how many threads a call may use, 1 to 1024; results never depend on it.
 #[pyfunction]
 fn set_num_threads(n: usize) -> PyResult<()> {
     Ok(parallel::set_num_threads(n)?)
 }
 
+/// Words of the stream of a key.
 #[pyfunction]
 fn random_bits(py: Python<'_>, k0: u64, k1: u64, n: usize, start: u64) -> PyResult<Bound<'_, PyArrayDyn<u32>>> {
     let out = array::new_array_of::<u32>(py, &[n])?;
