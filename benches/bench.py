@@ -30,17 +30,21 @@ WARM_HEAP = {
 
 
 def arguments() -> argparse.Namespace:
-    installed = [peer for peer, package in PEERS.items() if importable(package)]
     names = [operation.name for operation in OPERATIONS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--ops", nargs="+", choices=names, default=names, metavar="OP", help=", ".join(names))
     sizes = [2**17, 2**20, 2**24]
     parser.add_argument("--sizes", nargs="+", type=size, default=sizes, metavar="N", help="multiples of 128")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T", help="a process for each")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=installed, metavar="P", help="who else to time")
+    parser.add_argument(
+        "--peers", nargs="*", choices=PEERS, metavar="P", help=f"of {', '.join(PEERS)}; else all there are"
+    )
     parser.add_argument("--repeats", type=int, default=15, metavar="R", help="samples of each contender")
     parser.add_argument("--record", action=argparse.BooleanOptionalAction, default=True, help="write benches/records")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.peers is None:
+        options.peers = [peer for peer, package in PEERS.items() if importable(package)]
+    return options
 
 
 @cache
