@@ -5,13 +5,13 @@ use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
 use crate::simd;
 
-/// A code in memory: `u8` up to 8 bits, `u16` up to 16.
+/// A code in memory: `u8` up to 8 bits, `u16` up to 16; kernels write whole `u32` lanes.
 pub trait Code: Copy + Send + Sync + Into<u32> {
     /// The low bits of `word`.
     fn low(word: u32) -> Self;
 
-    /// These codes as bytes, if they are bytes.
-    fn bytes(codes: &[Self]) -> Option<&[u8]>;
+    /// Merges pairs of 4-bit codes.
+    fn merge_nibbles(level: Level, codes: &[Self], out: &mut [u8]);
 
     /// These codes as bytes, if they are bytes.
     fn bytes_mut(codes: &mut [Self]) -> Option<&mut [u8]>;
@@ -23,8 +23,8 @@ impl Code for u8 {
         word as u8
     }
     #[inline(always)]
-    fn bytes(codes: &[u8]) -> Option<&[u8]> {
-        Some(codes)
+    fn merge_nibbles(level: Level, codes: &[u8], out: &mut [u8]) {
+        simd::merge_nibbles(level, codes, out);
     }
     #[inline(always)]
     fn bytes_mut(codes: &mut [u8]) -> Option<&mut [u8]> {
@@ -38,11 +38,26 @@ impl Code for u16 {
         word as u16
     }
     #[inline(always)]
-    fn bytes(_: &[u16]) -> Option<&[u8]> {
-        None
+    fn merge_nibbles(_: Level, codes: &[u16], out: &mut [u8]) {
+        pack_eights(codes, 4, out);
     }
     #[inline(always)]
     fn bytes_mut(_: &mut [u16]) -> Option<&mut [u8]> {
+        None
+    }
+}
+
+impl Code for u32 {
+    #[inline(always)]
+    fn low(word: u32) -> u32 {
+        word
+    }
+    #[inline(always)]
+    fn merge_nibbles(level: Level, codes: &[u32], out: &mut [u8]) {
+        simd::merge_nibble_words(level, codes, out);
+    }
+    #[inline(always)]
+    fn bytes_mut(_: &mut [u32]) -> Option<&mut [u8]> {
         None
     }
 }
@@ -58,12 +73,15 @@ pub const fn packed_len(n: usize, bits: u32) -> usize {
 #[inline(always)]
 pub(crate) fn pack_tile<C: Code>(level: Level, codes: &[C], bits: u32, out: &mut [u8]) {
     debug_assert_eq!(out.len(), packed_len(codes.len(), bits), "{} codes of {bits} bits", codes.len());
-    match C::bytes(codes) {
-        Some(codes) if bits == 4 => return simd::merge_nibbles(level, codes, out),
-        Some(codes) if bits == 8 => return out.copy_from_slice(codes),
-        _ => {}
+    if bits == 4 {
+        return C::merge_nibbles(level, codes, out);
     }
-    // Eight codes fill `bits` bytes.
+    pack_eights(codes, bits, out);
+}
+
+/// Packs by eights: eight codes fill `bits` bytes.
+#[inline(always)]
+fn pack_eights<C: Code>(codes: &[C], bits: u32, out: &mut [u8]) {
     for (codes, out) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
         let word = codes.iter().rev().fold(0_u128, |word, &code| word << bits | u128::from(code.into()));
         out.copy_from_slice(&word.to_le_bytes()[..out.len()]);
@@ -162,6 +180,10 @@ pub fn check_bits(bits: u32) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn codes_of(narrow: &[u8]) -> Vec<u32> {
+        narrow.iter().map(|code| u32::from(*code)).collect()
+    }
+
     #[test]
     fn every_width_and_length_makes_a_round_trip_and_matches_the_bit_by_bit_twin() {
         for bits in 1..=16_u32 {
@@ -185,6 +207,9 @@ mod tests {
                     let narrow: Vec<u8> = codes.iter().map(|code| *code as u8).collect();
                     for level in Level::supported() {
                         let (mut again, mut codes) = (vec![0; packed.len()], vec![0_u8; n]);
+                        let wide: Vec<u32> = codes_of(&narrow);
+                        pack_tile(level, &wide, bits, &mut again);
+                        assert_eq!(again, packed, "{level:?} {bits} bits, {n} wide codes");
                         pack_tile(level, &narrow, bits, &mut again);
                         unpack_tile(level, &again, bits, &mut codes);
                         assert_eq!(

@@ -7,7 +7,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::error::{Error, Result};
 
 /// Below this many chunks a call stays on the calling thread.
-const WORTH_SHARING: usize = 4;
+const WORTH_SHARING: usize = 16;
 
 /// The most threads that can be asked for.
 pub const MAX_THREADS: usize = 1024;
@@ -142,7 +142,7 @@ mod tests {
     fn every_chunk_runs_once_on_any_number_of_threads() {
         for threads in [1, 2, 7] {
             assert!(set_num_threads(threads).is_ok(), "{threads} threads");
-            for chunks in [0, 1, 3, 4, 100] {
+            for chunks in [0, 1, 3, 16, 17, 100] {
                 let seen: Vec<AtomicUsize> = (0..chunks).map(|_| AtomicUsize::new(0)).collect();
                 for_each(chunks, |chunk| {
                     seen[chunk].fetch_add(1, Ordering::Relaxed);

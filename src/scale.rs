@@ -1,7 +1,7 @@
 //! The scale rules: what a group of numbers is observed for, and how that becomes a scale.
 //!
-//! A rule is a small record: a [`Statistic`] (how to `observe` numbers and `merge` two observations) and a `finish` that
-//! turns it into a scale and an offset for one format.
+//! A rule is a small record that names a [`Statistic`] (how to `observe` numbers and `merge` two observations); `finish`
+//! turns what was observed into a scale and an offset for one format.
 
 use crate::error::{Error, Result};
 use crate::formats::Format;
@@ -66,6 +66,7 @@ impl Observed {
         f32::from_bits(self.magnitude)
     }
 
+    #[inline(always)]
     fn extremes(&self) -> (f32, f32) {
         (f32::from_bits(order_key(self.low as u32) as u32), f32::from_bits(order_key(self.high as u32) as u32))
     }
@@ -184,49 +185,40 @@ pub struct Rule {
     pub affine: bool,
     /// Whether a format can use it.
     accepts: fn(&Format) -> bool,
-    /// The raw scale and offset of what was observed; zero means "no information".
-    raw: fn(&Observed, &Format) -> (f32, f32),
 }
 
 /// Every rule, in order.
 pub const RULES: &[Rule] = &[
-    // The largest magnitude becomes the format's reference value.
-    Rule {
-        name: "amax",
-        statistic: Statistic::Amax,
-        affine: false,
-        accepts: |_| true,
-        raw: |seen, format| (seen.amax() / format.reference, 0.0),
-    },
-    // The smallest number becomes the lowest code and the largest the highest.
-    Rule {
-        name: "minmax",
-        statistic: Statistic::MinMax,
-        affine: true,
-        accepts: |format| format.uniform().is_some(),
-        raw: |seen, format| {
-            let (low, high) = seen.extremes();
-            let steps = format.uniform().map_or(1.0, |grid| grid.levels() - 1.0);
-            // Adding zero makes an offset of -0 plain 0.
-            (((f64::from(high) - f64::from(low)) / f64::from(steps)) as f32, low + 0.0)
-        },
-    },
-    // Statistics-aware weight binning: Choi et al., SysML 2019, equation 7; the guard is that of IBM's published code.
-    Rule {
-        name: "sawb",
-        statistic: Statistic::Moments,
-        affine: false,
-        accepts: |format| format.sawb.is_some(),
-        raw: |seen, format| {
-            let Some(fit) = format.sawb else { return (0.0, 0.0) };
-            let n = seen.count as f64;
-            let alpha = fit.rms_factor * (seen.squares / n).sqrt() - fit.mean_factor * (seen.sum / n);
-            let alpha = if alpha > 0.0 { alpha } else { f64::from(seen.amax()) };
-            let alpha = if seen.magnitude < INFINITY_BITS { alpha } else { f64::NAN };
-            ((alpha / fit.levels) as f32, 0.0)
-        },
-    },
+    Rule { name: "amax", statistic: Statistic::Amax, affine: false, accepts: |_| true },
+    Rule { name: "minmax", statistic: Statistic::MinMax, affine: true, accepts: |format| format.uniform().is_some() },
+    Rule { name: "sawb", statistic: Statistic::Moments, affine: false, accepts: |format| format.sawb.is_some() },
 ];
+
+/// "amax": the largest magnitude becomes the format's reference value.
+#[inline(always)]
+fn amax(seen: &Observed, format: &Format) -> (f32, f32) {
+    (seen.amax() / format.reference, 0.0)
+}
+
+/// "minmax": the smallest number becomes the lowest code and the largest the highest.
+#[inline(always)]
+fn minmax(seen: &Observed, format: &Format) -> (f32, f32) {
+    let (low, high) = seen.extremes();
+    let steps = format.uniform().map_or(1.0, |grid| grid.levels() - 1.0);
+    // Adding zero makes an offset of -0 plain 0.
+    (((f64::from(high) - f64::from(low)) / f64::from(steps)) as f32, low + 0.0)
+}
+
+/// "sawb", statistics-aware weight binning: Choi et al., SysML 2019, equation 7; the guard is that of IBM's published code.
+#[inline(always)]
+fn sawb(seen: &Observed, format: &Format) -> (f32, f32) {
+    let Some(fit) = format.sawb else { return (0.0, 0.0) };
+    let n = seen.count as f64;
+    let alpha = fit.rms_factor * (seen.squares / n).sqrt() - fit.mean_factor * (seen.sum / n);
+    let alpha = if alpha > 0.0 { alpha } else { f64::from(seen.amax()) };
+    let alpha = if seen.magnitude < INFINITY_BITS { alpha } else { f64::NAN };
+    ((alpha / fit.levels) as f32, 0.0)
+}
 
 impl Rule {
     /// The rule of this name, if `format` can use it.
@@ -256,7 +248,11 @@ impl Rule {
         if seen.count == 0 {
             return (1.0, 0.0);
         }
-        let (scale, offset) = (self.raw)(seen, format);
+        let (scale, offset) = match self.statistic {
+            Statistic::Amax => amax(seen, format),
+            Statistic::MinMax => minmax(seen, format),
+            Statistic::Moments => sawb(seen, format),
+        };
         if !(scale.is_finite() && offset.is_finite()) {
             return (f32::NAN, f32::NAN);
         }
@@ -265,6 +261,7 @@ impl Rule {
     }
 
     /// Whether a scale of zero is the truth and not an underflow.
+    #[inline(always)]
     fn nothing_lost(&self, seen: &Observed) -> bool {
         match self.statistic {
             Statistic::MinMax => seen.low == seen.high || seen.extremes().0 == seen.extremes().1,

@@ -110,6 +110,8 @@ pub struct View<'a> {
     shape: Vec<usize>,
     strides: Vec<isize>,
     walk: Walk,
+    /// Dense, aligned float32 in native byte order.
+    plain: bool,
     borrow: PhantomData<&'a [u8]>,
 }
 
@@ -131,8 +133,27 @@ impl<'a> View<'a> {
     /// Every element that `shape` and `strides` (in bytes) reach from `data` is readable for `'a`, and nobody writes it
     /// meanwhile but through a [`ViewMut`] of exactly the same layout.
     pub unsafe fn new(data: *const u8, element: Element, swapped: bool, shape: &[usize], strides: &[isize]) -> Self {
-        let walk = Walk::new(shape, strides);
-        View { data, element, swapped, shape: shape.to_vec(), strides: strides.to_vec(), walk, borrow: PhantomData }
+        let mut view = View {
+            data,
+            element,
+            swapped,
+            shape: shape.to_vec(),
+            strides: strides.to_vec(),
+            walk: Walk(Vec::new()),
+            plain: false,
+            borrow: PhantomData,
+        };
+        view.lay_out();
+        view
+    }
+
+    /// Derives the walk from shape and strides.
+    fn lay_out(&mut self) {
+        self.walk = Walk::new(&self.shape, &self.strides);
+        self.plain = self.element == Element::F32
+            && !self.swapped
+            && self.walk.is_dense(4)
+            && self.data.cast::<f32>().is_aligned();
     }
 
     /// The shape.
@@ -157,7 +178,7 @@ impl<'a> View<'a> {
         let (length, stride) = (moved.shape.remove(axis), moved.strides.remove(axis));
         moved.shape.insert(place, length);
         moved.strides.insert(place, stride);
-        moved.walk = Walk::new(&moved.shape, &moved.strides);
+        moved.lay_out();
         moved
     }
 
@@ -167,7 +188,7 @@ impl<'a> View<'a> {
         let mut part = self.clone();
         part.shape[axis] = range.len();
         part.data = self.data.wrapping_offset(range.start as isize * self.strides[axis]);
-        part.walk = Walk::new(&part.shape, &part.strides);
+        part.lay_out();
         part
     }
 
@@ -178,11 +199,7 @@ impl<'a> View<'a> {
         'a: 'b,
     {
         debug_assert!(range.end <= self.len(), "{range:?} of {}", self.len());
-        let ready = self.element == Element::F32
-            && !self.swapped
-            && self.walk.is_dense(4)
-            && self.data.cast::<f32>().is_aligned();
-        if ready {
+        if self.plain {
             // SAFETY: the elements are in bounds, dense and aligned, and readable for 'a by the promise of `new`.
             return unsafe { std::slice::from_raw_parts(self.data.cast::<f32>().add(range.start), range.len()) };
         }

@@ -25,7 +25,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
 LEVELS = {"x86_64": ["portable", "v3", "v4"], "AMD64": ["portable", "v3", "v4"]}.get(platform.machine(), ["portable"])
 KEY = lb.Key(1234)
-SIZES = [0, 1, 2, 1023, 1024, 1025, 16383, 16384, 16385, 100003]
+SIZES = [0, 1, 2, 1023, 1024, 1025, 16383, 16384, 16385, 300007]
 
 levels_tested: set[str] = set()
 not_tested: dict[str, str] = {}

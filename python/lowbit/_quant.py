@@ -179,11 +179,11 @@ def dequantize(
     q : Quantized
         What `quantize` gave.
     dtype : dtype, optional
-        float32, float16, bfloat16 or float64; ignored if `out` is given. The float32 result is rounded to it.
+        float32, float16, bfloat16 or float64. The float32 result is rounded to it.
     key : Key or int, optional
         The key that `q` was dithered with; for nothing else.
     out : numpy.ndarray, optional
-        Where to write: q's shape.
+        Where to write: q's shape, and exactly `dtype`.
 
     Returns
     -------
@@ -212,7 +212,7 @@ def dequantize(
         raise _core.Error('key: these codes were made with rounding="dither"; give dequantize(q, key=...) the same key')
     if words is not None and _arguments.key_id(words) != q.key_id:
         raise _core.Error("key: not the key that these codes were dithered with")
-    descr = out.dtype if isinstance(out, np.ndarray) else _arguments.dtype(dtype)
+    descr = _arguments.dtype(dtype)
     return _core.dequantize(
         q.packed, q.format, q.shape, q.scale, q.offset, q.axis, q.block_size, words, descr, _arguments.out(out)
     )

@@ -66,7 +66,7 @@ impl Grid for Int {
         let rounded = (magnitude + ROUNDER) - ROUNDER;
         let floor = if rounded > magnitude { rounded - 1.0 } else { rounded };
         let negative = ((t.to_bits() as i32) >> 31) as u32;
-        let step = if moves_away(magnitude - floor, word, negative) { 1.0 } else { 0.0 };
+        let step = f32::from_bits(moves_away(magnitude - floor, word, negative) & 1.0_f32.to_bits());
         // Adding zero turns -0, which integers lack, into 0.
         (floor + step).copysign(t) + 0.0
     }

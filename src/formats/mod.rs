@@ -151,21 +151,28 @@ impl Format {
     }
 }
 
-/// Whether a number whose fraction of the way away from zero is `q` (in [0, 1)) moves away from zero for this word.
+/// Whether a number whose fraction of the way away from zero is `q` (in [0, 1)) moves away from zero for this word: all ones
+/// if it does, else zero.
 ///
-/// The contract is "up iff `word < floor(p 2^32)`". For a positive number up is away and `p = q`. For a negative one up
-/// is toward zero and `p = 1 - q`, so that it moves away iff `word >= 2^32 - ceil(q 2^32)`, that is iff
-/// `!word < ceil(q 2^32)`: no subtraction rounds, and q = 0 never moves. `negative` is all ones or zero.
+/// The contract is "up iff `word < floor(p 2^32)`". For a positive number up is away and `p = q`, so it moves away iff
+/// `word + 1 <= q 2^32`. For a negative one up is toward zero and `p = 1 - q`, so that it moves away iff
+/// `word >= 2^32 - ceil(q 2^32)`, that is iff `!word < q 2^32`. `negative` is all ones or zero.
+///
+/// Both comparisons are exact in float32: with a word of halves `high` and `low`, `d = (q 2^16 - high) 2^16` has no rounding
+/// error unless it is negative, which rounding cannot change, and `low`, `low + 1` are small integers.
 #[inline(always)]
-pub(crate) fn moves_away(q: f32, word: u32, negative: u32) -> bool {
-    let bits = q.to_bits();
-    // q 2^32 = significand << 8 >> (126 - exponent); below 2^-32 nothing is left of it.
-    let shift = 126_u32.wrapping_sub(bits >> 23);
-    let significand = (bits << 8) | 0x8000_0000;
-    let floor = if shift < 32 { significand >> (shift & 31) } else { 0 };
-    let rounded = if shift < 32 { floor << (shift & 31) } else { 0 };
-    let inexact = u32::from(rounded != significand) & u32::from(bits != 0) & negative;
-    (word ^ negative) < floor + inexact
+pub(crate) fn moves_away(q: f32, word: u32, negative: u32) -> u32 {
+    let word = word ^ negative;
+    let (high, low) = ((word >> 16) as i32 as f32, (word & 0xffff) as i32 as f32);
+    let d = (q * 65_536.0 - high) * 65_536.0;
+    let below = if low < d { negative } else { 0 };
+    below | if low + 1.0 <= d { u32::MAX } else { 0 }
+}
+
+/// `yes` where the mask is all ones, `no` where it is zero.
+#[inline(always)]
+pub(crate) fn choose(mask: u32, yes: u32, no: u32) -> u32 {
+    yes & mask | no & !mask
 }
 
 #[cfg(test)]
@@ -204,7 +211,8 @@ mod tests {
                 for word in [threshold.wrapping_sub(1), threshold, 0, u64::from(u32::MAX)] {
                     let Ok(word) = u32::try_from(word) else { continue };
                     let away = moves_away(q, word ^ negative, negative);
-                    assert_eq!(away, u64::from(word) < threshold, "q {q}, word {word}, negative {negative}");
+                    let want = if u64::from(word) < threshold { u32::MAX } else { 0 };
+                    assert_eq!(away, want, "q {q}, word {word}, negative {negative}");
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! Source: Sun et al., "Ultra-Low Precision 4-bit Training of Deep Neural Networks", NeurIPS 2020, section 3.3, figure 2
 //! and equation 1.
 
-use super::{AnyGrid, Codes, Format, Grid, moves_away};
+use super::{AnyGrid, Codes, Format, Grid, choose, moves_away};
 
 /// Zero and sign times power: code 0 is zero, `sign << 3 | e` with e = 1..7 is `+-4^(e - 4)`, or half of that in the odd
 /// phase.
@@ -62,7 +62,7 @@ impl Grid for Radix4 {
         let near = if normal { below } else { 0 };
         let far = if normal { below.wrapping_add(1 << 24) } else { self.smallest.to_bits() };
         let negative = ((t.to_bits() as i32) >> 31) as u32;
-        with_sign(if moves_away(q, word, negative) { far } else { near }, t)
+        with_sign(choose(moves_away(q, word, negative), far, near), t)
     }
 }
 

@@ -34,6 +34,17 @@ impl Factors for Factor {
     }
 }
 
+/// One scale without an offset: the additions that change nothing fold away.
+#[derive(Clone, Copy)]
+pub(super) struct Plain(pub f32);
+
+impl Factors for Plain {
+    #[inline(always)]
+    fn at(&self, _: usize) -> Factor {
+        Factor::new(self.0, None)
+    }
+}
+
 /// A factor for each element of a tile, in four slices of the same length.
 #[derive(Clone, Copy)]
 pub(super) struct Each<'a> {
@@ -149,7 +160,7 @@ pub(super) struct Encode<'t, G, R> {
     pub grid: G,
     pub x: &'t [f32],
     pub words: &'t [u32],
-    pub codes: &'t mut [u8],
+    pub codes: &'t mut [u32],
     pub bad: bool,
     pub round: PhantomData<R>,
 }
@@ -165,7 +176,7 @@ impl<G: Codes, R: Round> Tile for Encode<'_, G, R> {
             let word = if R::RANDOM { words[i] } else { 0 };
             let t = to_t(x[i], factors.at(i));
             bad |= u32::from(t.is_nan());
-            codes[i] = self.grid.encode(R::round(&self.grid, t, word)) as u8;
+            codes[i] = self.grid.encode(R::round(&self.grid, t, word));
         }
         self.bad |= bad != 0;
     }

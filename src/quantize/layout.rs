@@ -97,6 +97,10 @@ impl Map {
                 _ => dims.push((length, block, stride)),
             }
         }
+        // One scale for all: nothing to look up.
+        if dims.iter().all(|dim| dim.2 == 0) {
+            dims.clear();
+        }
         Map(dims)
     }
 

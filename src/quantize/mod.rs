@@ -23,7 +23,7 @@ use crate::stream::Stream;
 use crate::view::{View, ViewMut};
 use kernel::{Decode, Dither, Encode, Fake, Nearest, Stochastic};
 pub use layout::Grouping;
-use plan::{Plan, Sink, TILE, draw, with_plan};
+use plan::{Buffers, Plan, Sink, TILE, draw, with_plan};
 
 /// How a number between two grid values is rounded.
 #[derive(Clone, Copy, Debug)]
@@ -117,15 +117,15 @@ pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &ViewMut) -> R
         fn visit<G: Codes>(self, grid: G) {
             let Work(plan, sink, in_place, level) = self;
             with_rounding!(plan.rounding, R => parallel::for_each(plan.cut.chunks(), |chunk| level.run(#[inline(always)] || {
-                let (mut input, mut output, mut words) = ([0.0; TILE], [0.0; TILE], [0; TILE]);
-                for range in plan.cut.tiles(chunk) {
-                    let x = plan.read(range.clone(), in_place, &mut input);
-                    draw::<R>(plan.rounding, plan.first, &range, &mut words);
+                let Buffers { input, output, words } = &mut Buffers::new();
+                for place in plan.cut.tiles(chunk) {
+                    let x = plan.read(place.range.clone(), in_place, input);
+                    draw::<R>(plan.rounding, plan.first, &place.range, words);
                     // SAFETY: tiles are disjoint and in bounds, and what this one reads was copied if it is the same memory.
                     unsafe {
-                        sink.put(range.clone(), &mut output, #[inline(always)] |y| {
-                            let mut tile = Fake::<_, R> { grid, x, words: &words, y, round: PhantomData };
-                            plan.scaler.drive(range, x, &mut tile);
+                        sink.put(place.range.clone(), output, #[inline(always)] |y| {
+                            let mut tile = Fake::<_, R> { grid, x, words, y, round: PhantomData };
+                            plan.scaler.drive(place, x, &mut tile);
                         });
                     }
                 }
@@ -136,9 +136,10 @@ pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &ViewMut) -> R
     spec.rounding.check(spec.format)?;
     plan::by_slabs(x, spec, scaling, |slab, x, scaling| {
         let part = slab.map(|slab| out.slice(slab.axis, slab.range.clone()));
-        let sink = Sink::new(part.as_ref().unwrap_or(out));
+        let level = Level::current();
+        let sink = Sink::new(part.as_ref().unwrap_or(out), level);
         let in_place = std::ptr::eq(sink.start(), x.start());
-        with_plan(x, spec, slab, scaling, 8, |plan| plan.grid.visit(Work(plan, &sink, in_place, Level::current())));
+        with_plan(x, spec, slab, scaling, 8, |plan| plan.grid.visit(Work(plan, &sink, in_place, level)));
     });
     Ok(())
 }
@@ -153,22 +154,23 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
             let stream = out.len() >= simd::STREAM_FROM;
             let any_bad = AtomicBool::new(false);
             with_rounding!(plan.rounding, R => parallel::for_each(plan.cut.chunks(), |chunk| level.run(#[inline(always)] || {
-                let (mut input, mut words) = ([0.0; TILE], [0; TILE]);
-                let (mut codes, mut packed) = ([0_u8; TILE], [0_u8; TILE]);
+                let Buffers { input, words, .. } = &mut Buffers::new();
+                let (mut codes, mut packed) = ([0_u32; TILE], [0_u8; 2 * TILE]);
                 let mut bad = false;
-                for range in plan.cut.tiles(chunk) {
-                    let x = plan.read(range.clone(), false, &mut input);
-                    draw::<R>(plan.rounding, plan.first, &range, &mut words);
+                for place in plan.cut.tiles(chunk) {
+                    let range = place.range.clone();
+                    let x = plan.read(range.clone(), false, input);
+                    draw::<R>(plan.rounding, plan.first, &range, words);
                     let codes = &mut codes[..range.len()];
-                    let mut tile = Encode::<_, R> { grid, x, words: &words, codes, bad: false, round: PhantomData };
-                    plan.scaler.drive(range.clone(), x, &mut tile);
+                    let mut tile = Encode::<_, R> { grid, x, words, codes, bad: false, round: PhantomData };
+                    plan.scaler.drive(place, x, &mut tile);
                     bad |= tile.bad;
                     // SAFETY: tiles start on whole bytes and are disjoint, so their bytes are.
                     let place = unsafe { out.part(packed_len(range.start, bits)..packed_len(range.end, bits)) };
                     if stream {
                         let packed = &mut packed[..place.len()];
                         pack_tile(level, codes, bits, packed);
-                        simd::stream_copy(packed, place);
+                        simd::stream_copy(level, packed, place);
                     } else {
                         pack_tile(level, codes, bits, place);
                     }
@@ -227,17 +229,19 @@ pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out:
         fn visit<G: Codes>(self, grid: G) {
             let Work { packed, bits, plan, sink, level } = &self;
             with_rounding!(plan.rounding, R => parallel::for_each(plan.cut.chunks(), |chunk| level.run(#[inline(always)] || {
-                let (mut output, mut words, mut codes) = ([0.0; TILE], [0; TILE], [0_u8; TILE]);
-                for range in plan.cut.tiles(chunk) {
+                let Buffers { output, words, .. } = &mut Buffers::new();
+                let mut codes = [0_u8; TILE];
+                for place in plan.cut.tiles(chunk) {
+                    let range = place.range.clone();
                     let codes = &mut codes[..range.len()];
                     let bytes = packed_len(range.start, *bits)..packed_len(range.end, *bits);
                     unpack_tile(*level, &packed[bytes], *bits, codes);
-                    draw::<R>(plan.rounding, 0, &range, &mut words);
+                    draw::<R>(plan.rounding, 0, &range, words);
                     // SAFETY: tiles are disjoint and in bounds.
                     unsafe {
-                        sink.put(range.clone(), &mut output, #[inline(always)] |y| {
-                            let mut tile = Decode::<_, R> { grid, codes, words: &words, y, round: PhantomData };
-                            plan.scaler.drive(range, &[], &mut tile);
+                        sink.put(range, output, #[inline(always)] |y| {
+                            let mut tile = Decode::<_, R> { grid, codes, words, y, round: PhantomData };
+                            plan.scaler.drive(place, &[], &mut tile);
                         });
                     }
                 }
@@ -249,6 +253,7 @@ pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out:
     let (n, bits) = (shape.iter().product(), spec.format.bits);
     check_packed("packed", packed, n, bits)?;
     let plan = Plan::of_given(spec, shape, given);
-    plan.grid.visit(Work { packed, bits, plan: &plan, sink: Sink::new(out), level: Level::current() });
+    let level = Level::current();
+    plan.grid.visit(Work { packed, bits, plan: &plan, sink: Sink::new(out, level), level });
     Ok(())
 }

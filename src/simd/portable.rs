@@ -10,6 +10,16 @@ pub(super) fn merge_nibbles(codes: &[u8], out: &mut [u8]) {
     }
 }
 
+pub(super) fn merge_nibble_words(codes: &[u32], out: &mut [u8]) {
+    let (pairs, rest) = codes.as_chunks::<2>();
+    for (out, pair) in out.iter_mut().zip(pairs) {
+        *out = (pair[0] | pair[1] << 4) as u8;
+    }
+    if let ([last], Some(out)) = (rest, out.get_mut(pairs.len())) {
+        *out = *last as u8;
+    }
+}
+
 pub(super) fn split_nibbles(packed: &[u8], codes: &mut [u8]) {
     let (pairs, rest) = codes.as_chunks_mut::<2>();
     for (pair, byte) in pairs.iter_mut().zip(packed) {

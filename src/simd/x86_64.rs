@@ -1,9 +1,10 @@
-//! AVX2 forms of the primitives, and SSE2 streaming stores (always there on x86-64).
+//! AVX2 forms of the primitives.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_loadu_si128, _mm_sfence, _mm_stream_si128, _mm256_and_si256, _mm256_cvtepu8_epi16,
-    _mm256_loadu_si256, _mm256_maddubs_epi16, _mm256_or_si256, _mm256_packus_epi16, _mm256_permute4x64_epi64,
-    _mm256_set1_epi16, _mm256_slli_epi16, _mm256_storeu_si256,
+    __m128i, __m256i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128, _mm256_and_si256,
+    _mm256_cvtepu8_epi16, _mm256_loadu_si256, _mm256_maddubs_epi16, _mm256_or_si256, _mm256_packs_epi32,
+    _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi16, _mm256_setr_epi32,
+    _mm256_slli_epi16, _mm256_storeu_si256, _mm256_stream_si256,
 };
 
 use super::portable;
@@ -43,18 +44,68 @@ pub(super) fn split_nibbles(packed: &[u8], codes: &mut [u8]) {
     portable::split_nibbles(tail, rest);
 }
 
+/// A quarter of the instructions of narrowing lane by lane: three saturating packs, then first + 16 second.
+#[target_feature(enable = "avx2")]
+pub(super) fn merge_nibble_words(codes: &[u32], out: &mut [u8]) {
+    let (blocks, rest) = codes.as_chunks::<64>();
+    let (filled, tail) = out.split_at_mut(blocks.len() * 32);
+    let weights = _mm256_set1_epi16(0x1001);
+    // What the packs, which work within halves of 128 bits, have put where.
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (block, out) in blocks.iter().zip(filled.as_chunks_mut::<32>().0) {
+        let half = |first: usize| {
+            // SAFETY: `first` is 0 or 32, and 32 words are read from there, without alignment.
+            let lanes = |at: usize| unsafe { _mm256_loadu_si256(block.as_ptr().add(first + at).cast()) };
+            let low = _mm256_packs_epi32(lanes(0), lanes(8));
+            let high = _mm256_packs_epi32(lanes(16), lanes(24));
+            _mm256_maddubs_epi16(_mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order), weights)
+        };
+        let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(half(0), half(32)));
+        // SAFETY: 32 bytes are written, without alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) };
+    }
+    portable::merge_nibble_words(rest, tail);
+}
+
+/// Halves of 32 bytes at either end are streamed too: a cache line that is partly streamed and partly stored costs a read,
+/// and consecutive calls share the line between them. (NumPy's large arrays start 16 bytes into a page.)
+#[target_feature(enable = "avx2")]
 pub(super) fn stream_copy(from: &[u8], to: &mut [u8]) {
     let head = to.as_ptr().align_offset(16).min(to.len());
     let (from_head, from) = from.split_at(head);
     let (to_head, to) = to.split_at_mut(head);
     to_head.copy_from_slice(from_head);
+    let to_32 = to.as_ptr().align_offset(32).min(to.len());
+    let (from_half, from) = from.split_at(to_32);
+    let (to_half, to) = to.split_at_mut(to_32);
+    stream_halves(from_half, to_half);
+    let (from, from_rest) = from.as_chunks::<32>();
+    let (to, to_rest) = to.as_chunks_mut::<32>();
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: 32 bytes each; the target is aligned by the choice of `to_32`.
+        unsafe { _mm256_stream_si256(to.as_mut_ptr().cast(), _mm256_loadu_si256(from.as_ptr().cast())) };
+    }
+    stream_halves(from_rest, to_rest);
+}
+
+/// `to` is aligned to 16 bytes, or empty.
+#[target_feature(enable = "avx2")]
+fn stream_halves(from: &[u8], to: &mut [u8]) {
     let (from, from_rest) = from.as_chunks::<16>();
     let (to, to_rest) = to.as_chunks_mut::<16>();
     for (from, to) in from.iter().zip(to) {
-        // SAFETY: 16 bytes each; the target is aligned by the choice of `head`. SSE2 is part of x86-64.
+        // SAFETY: 16 bytes each; the target is aligned.
         unsafe { _mm_stream_si128(to.as_mut_ptr().cast(), _mm_loadu_si128(from.as_ptr().cast())) };
     }
     to_rest.copy_from_slice(from_rest);
+}
+
+pub(super) fn prefetch(from: *const f32, count: usize) {
+    // A cache line holds 16 numbers.
+    for line in (0..count).step_by(16) {
+        // SAFETY: a prefetch reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
+    }
 }
 
 pub(super) fn stream_done() {
