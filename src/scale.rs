@@ -209,7 +209,7 @@ fn minmax(seen: &Observed, format: &Format) -> (f32, f32) {
     (((f64::from(high) - f64::from(low)) / f64::from(steps)) as f32, low + 0.0)
 }
 
-/// "sawb", statistics-aware weight binning: Choi et al., SysML 2019, equation 7; the guard is that of IBM's published code.
+/// "sawb", statistics-aware weight binning: Choi et al., arXiv:1807.06964; the guard is that of IBM's published code.
 #[inline(always)]
 fn sawb(seen: &Observed, format: &Format) -> (f32, f32) {
     let Some(fit) = format.sawb else { return (0.0, 0.0) };

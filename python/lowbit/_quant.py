@@ -74,7 +74,7 @@ def fake_quantize(
     With ``t = fl32((x - offset) * fl32(1 / scale))`` the result is ``round(t) * scale + offset``, in float32.
     The rule "amax" brings the largest magnitude to the format's ``reference``; "minmax" the smallest number to the
     lowest code and the largest to the highest (PyTorch's affine convention, with the minimum as a float offset); "sawb"
-    minimises the squared error of bell-shaped weights (Choi et al., SysML 2019, equation 7, with the constants 12.035
+    minimises the squared error of bell-shaped weights (Choi et al., arXiv:1807.06964, with the constants 12.035
     and 12.03 of IBM's published code): do not use it where magnitudes are all alike, since it then clips nearly all.
 
     Examples

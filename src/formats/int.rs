@@ -96,7 +96,7 @@ const INT4: Format = Format {
     default_scale: "amax",
     default_block: None,
     sawb: Some(SAWB_15_LEVELS),
-    source: "Sun et al., NeurIPS 2020, section 3.2 (INT4 weights and activations)",
+    source: "Sun et al., NeurIPS 2020 (INT4 weights and activations)",
     grid: super::AnyGrid::Int(Int::signed(4, false)),
 };
 
@@ -105,7 +105,7 @@ pub const FORMATS: &[Format] = &[
     INT4,
     Format {
         name: "int4_symmetric",
-        source: "Choi et al., SysML 2019 (SAWB, 15 levels); ONNX and PyTorch call it symmetric INT4",
+        source: "Choi et al., arXiv:1807.06964 (SAWB, 15 levels)",
         grid: super::AnyGrid::Int(Int::signed(4, true)),
         ..INT4
     },
@@ -113,7 +113,7 @@ pub const FORMATS: &[Format] = &[
         name: "uint4",
         reference: 15.0,
         sawb: None,
-        source: "Choi et al. 2018, arXiv:1805.06085, section 3 (PACT: activations in 16 levels from 0)",
+        source: "Choi et al., arXiv:1805.06085 (PACT: activations in 16 levels from 0)",
         grid: super::AnyGrid::Int(Int::unsigned(4)),
         ..INT4
     },

@@ -1,7 +1,7 @@
 //! Radix-4 FP4 [1,3,0]: a sign and a power of four, the gradients of 4-bit training.
 //!
-//! Source: Sun et al., "Ultra-Low Precision 4-bit Training of Deep Neural Networks", NeurIPS 2020, section 3.3, figure 2
-//! and equation 1.
+//! Source: Sun et al., "Ultra-Low Precision 4-bit Training of Deep Neural Networks", NeurIPS 2020: figure 2c and equation 1
+//! for the even phase, section 3.3 and figure 4a for the odd one.
 
 use super::{AnyGrid, Codes, Format, Grid, choose, moves_away};
 
@@ -90,7 +90,7 @@ const EVEN: Format = Format {
     default_scale: "amax",
     default_block: None,
     sawb: None,
-    source: "Sun et al., NeurIPS 2020, section 3.3, figure 2c and equation 1 (the even phase)",
+    source: "Sun et al., NeurIPS 2020, figure 2c and equation 1 (the even phase)",
     grid: AnyGrid::Radix4(Radix4::phase(false)),
 };
 
