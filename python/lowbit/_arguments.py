@@ -34,13 +34,14 @@ def array(x: ArrayLike, argument: str) -> NDArray[Any]:
 
 def numbers(x: ArrayLike, argument: str) -> NDArray[np.float32]:
     """Real numbers as C-contiguous float32."""
+    value: Any = x
+    if type(value) is float and -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
+        return np.array(value, np.float32)
     values = array(x, argument)
     if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected real numbers, got dtype {values.dtype}")
     if values.dtype == np.float32 and values.flags.c_contiguous and values.flags.aligned:
         return values
-    if values.ndim == 0 and abs(float(values)) <= _FLOAT32_MAX:
-        return np.array(values, np.float32)
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, np.float32).reshape(values.shape)
 

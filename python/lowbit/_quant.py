@@ -151,10 +151,9 @@ def quantize(
         x, fmt, given, offsets, where, size, rounding, words, _arguments.out(out)
     )
     if isinstance(given, np.ndarray):
-        # Given numbers, with the dimensions they left out.
-        missing = (1,) * (x.ndim - given.ndim)
-        new_scale = given.reshape(missing + given.shape).copy()
-        new_offset = None if offsets is None else offsets.reshape(missing + offsets.shape).copy()
+        # Copies of the given numbers, with the dimensions they left out.
+        new_scale = np.array(given, ndmin=x.ndim)
+        new_offset = None if offsets is None else np.array(offsets, ndmin=x.ndim)
     if size is None and where is None and x.ndim:
         size = fmt.default_block
     if size is not None and where is None:

@@ -6,6 +6,7 @@ use numpy::{
 };
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use super::array::{Input, check_out, native, new_array, new_array_of, output};
 use super::error::Error;
@@ -17,11 +18,20 @@ use crate::quantize::{self as kernels, Given, Grouping, Rounding, Scaling, Spec}
 use crate::scale::{Rule, SCALE_RANGE};
 use crate::stream::{Key, Purpose};
 
-/// What the caller gave as `scale`: nothing, a rule's name, or numbers.
-#[derive(FromPyObject)]
-pub(super) enum ScaleArgument<'py> {
+/// What the caller gave as `scale`, if anything: a rule's name or numbers.
+enum ScaleArgument<'py> {
     Rule(String),
     Numbers(PyReadonlyArrayDyn<'py, f32>),
+}
+
+impl<'py> ScaleArgument<'py> {
+    fn new(scale: Option<&Bound<'py, PyAny>>) -> PyResult<Option<Self>> {
+        let Some(scale) = scale else { return Ok(None) };
+        Ok(Some(match scale.cast::<PyString>() {
+            Ok(name) => ScaleArgument::Rule(name.to_cow()?.into_owned()),
+            Err(_) => ScaleArgument::Numbers(scale.cast::<PyArrayDyn<f32>>()?.try_readonly()?),
+        }))
+    }
 }
 
 fn rounding_named(name: &str, key: Option<(u64, u64)>) -> PyResult<Rounding> {
@@ -155,7 +165,7 @@ pub(super) fn fake_quantize<'py>(
     py: Python<'py>,
     x: &Bound<'py, PyUntypedArray>,
     format: &Bound<'py, PyAny>,
-    scale: Option<ScaleArgument<'py>>,
+    scale: Option<Bound<'py, PyAny>>,
     offset: Option<PyReadonlyArrayDyn<'py, f32>>,
     axis: Option<isize>,
     block_size: Option<usize>,
@@ -164,6 +174,7 @@ pub(super) fn fake_quantize<'py>(
     out: Option<Bound<'py, PyUntypedArray>>,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     let (format, input) = (record(format)?, Input::new("x", x)?);
+    let scale = ScaleArgument::new(scale.as_ref())?;
     let grouping = grouping_for(format, x.ndim(), axis, block_size)?;
     let rounding = rounding_named(rounding, key)?;
     let descr = native(x)?;
@@ -192,7 +203,7 @@ pub(super) fn quantize<'py>(
     py: Python<'py>,
     x: &Bound<'py, PyUntypedArray>,
     format: &Bound<'py, PyAny>,
-    scale: Option<ScaleArgument<'py>>,
+    scale: Option<Bound<'py, PyAny>>,
     offset: Option<PyReadonlyArrayDyn<'py, f32>>,
     axis: Option<isize>,
     block_size: Option<usize>,
@@ -201,6 +212,7 @@ pub(super) fn quantize<'py>(
     out: Option<Bound<'py, PyUntypedArray>>,
 ) -> PyResult<Packed<'py>> {
     let (format, input) = (record(format)?, Input::new("x", x)?);
+    let scale = ScaleArgument::new(scale.as_ref())?;
     let grouping = grouping_for(format, x.ndim(), axis, block_size)?;
     let rounding = rounding_named(rounding, key)?;
     let bytes = packed_len(x.len(), format.bits);
