@@ -200,10 +200,14 @@ fn amax(seen: &Observed, format: &Format) -> (f32, f32) {
     (seen.amax() / format.reference, 0.0)
 }
 
-/// "minmax": the smallest number becomes the lowest code and the largest the highest.
+/// "minmax": the smallest number becomes the lowest code and the largest the highest. Numbers too far apart for `x - offset` to
+/// be finite have no such scale.
 #[inline(always)]
 fn minmax(seen: &Observed, format: &Format) -> (f32, f32) {
     let (low, high) = seen.extremes();
+    if !(high - low).is_finite() {
+        return (f32::NAN, f32::NAN);
+    }
     let steps = format.uniform().map_or(1.0, |grid| grid.levels() - 1.0);
     // Adding zero makes an offset of -0 plain 0.
     (((f64::from(high) - f64::from(low)) / f64::from(steps)) as f32, low + 0.0)

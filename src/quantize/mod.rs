@@ -212,7 +212,7 @@ fn unrepresentable(x: &View, given: bool) -> Error {
             return Error::Unrepresentable { index: start + place, value: tile[place], advice };
         }
     }
-    Error::argument("x", "a number cannot be stored")
+    Error::argument("x", "a group spans more than float32 holds: scale it down, or give scale and offset")
 }
 
 /// The numbers that packed codes stand for. `shape` is that of the array; `out` has it too.

@@ -180,6 +180,7 @@ def rule_amax(rows: NDArray[np.float32], grid: Format) -> tuple[NDArray[np.float
 def rule_minmax(rows: NDArray[np.float32], grid: Format) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """``"minmax"``: the smallest goes to the lowest code, the largest to the highest one."""
     low, high = np.min(rows, axis=1) + np.float32(0), np.max(rows, axis=1)  # + 0: an offset is never -0.0
+    low = np.where(np.isfinite(high - low), low, np.float32(np.nan))  # too far apart for x - offset
     return (high.astype(np.float64) - low.astype(np.float64)) / (len(grid.values) - 1), low
 
 
@@ -402,13 +403,16 @@ def quantize(x: NDArray[Any], format: str, **options: Unpack[Options]) -> Quanti
     Raises
     ------
     ValueError
-        An element is NaN or, where the scale comes from a rule, infinite; the message has its index in C order.
+        An element is NaN or, where the scale comes from a rule, infinite; the message has its index in C order. Or
+        ``"minmax"`` finds numbers too far apart.
     """
     x32, grid, scale = x.astype(np.float32), FORMATS[format], options.get("scale")
     refused = ~np.isfinite(x32) if scale is None or isinstance(scale, str) else np.isnan(x32)
     if refused.any():
         raise ValueError(f"x: element {int(np.argmax(refused))} is {x32.flat[int(np.argmax(refused))]}")
     plan = _plan(x32, grid, options)
+    if np.isnan(plan.scale).any():
+        raise ValueError("x: a group spans more than float32 holds")
     values = plan.steps if plan.offset is None else plan.steps + grid.values[0]
     codes = grid.encode(values)
     return Quantized(codes, plan.scale, plan.offset, format, options.get("axis"), options.get("block_size"))
