@@ -109,6 +109,7 @@ pub struct View<'a> {
     swapped: bool,
     shape: Vec<usize>,
     strides: Vec<isize>,
+    len: usize,
     walk: Walk,
     /// Dense, aligned float32 in native byte order.
     plain: bool,
@@ -139,6 +140,7 @@ impl<'a> View<'a> {
             swapped,
             shape: shape.to_vec(),
             strides: strides.to_vec(),
+            len: 0,
             walk: Walk(Vec::new()),
             plain: false,
             borrow: PhantomData,
@@ -149,6 +151,7 @@ impl<'a> View<'a> {
 
     /// Derives the walk from shape and strides.
     fn lay_out(&mut self) {
+        self.len = self.shape.iter().product();
         self.walk = Walk::new(&self.shape, &self.strides);
         self.plain = self.element == Element::F32
             && !self.swapped
@@ -163,12 +166,12 @@ impl<'a> View<'a> {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        self.len
     }
 
     /// Whether there is no element.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
     }
 
     /// The same elements with dimension `axis` moved to `place`, which changes only the order they are read in.
@@ -183,8 +186,12 @@ impl<'a> View<'a> {
     }
 
     /// The part of the array whose index along `axis` is in `range`.
+    ///
+    /// # Panics
+    /// If the range is not within the axis.
     #[must_use]
     pub fn slice(&self, axis: usize, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.shape[axis], "indices {range:?} of {}", self.shape[axis]);
         let mut part = self.clone();
         part.shape[axis] = range.len();
         part.data = self.data.wrapping_offset(range.start as isize * self.strides[axis]);
@@ -193,12 +200,15 @@ impl<'a> View<'a> {
     }
 
     /// Elements `range` in C order: borrowed if they lie ready as float32, else gathered into `buffer`.
+    ///
+    /// # Panics
+    /// If the range is not within the array, or the buffer is shorter.
     #[inline(always)]
     pub fn read<'b>(&self, range: Range<usize>, buffer: &'b mut [f32]) -> &'b [f32]
     where
         'a: 'b,
     {
-        debug_assert!(range.end <= self.len(), "{range:?} of {}", self.len());
+        assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
         if self.plain {
             // SAFETY: the elements are in bounds, dense and aligned, and readable for 'a by the promise of `new`.
             return unsafe { std::slice::from_raw_parts(self.data.cast::<f32>().add(range.start), range.len()) };
@@ -212,8 +222,12 @@ impl<'a> View<'a> {
     }
 
     /// Elements `range` in C order, copied into `buffer`.
+    ///
+    /// # Panics
+    /// If the range is not within the array, or the buffer is shorter.
     #[inline(always)]
     pub fn copy<'b>(&self, range: Range<usize>, buffer: &'b mut [f32]) -> &'b [f32] {
+        assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
         let buffer = &mut buffer[..range.len()];
         self.gather(range, buffer);
         buffer
@@ -328,9 +342,9 @@ impl<'a> ViewMut<'a> {
         self.len() == 0
     }
 
-    /// The part of the array whose index along `axis` is in `range`; `self` must not be used while it lives.
+    /// The part of the array whose index along `axis` is in `range`; parts that live together must not overlap.
     #[must_use]
-    pub fn slice(&self, axis: usize, range: Range<usize>) -> Self {
+    pub(crate) fn slice(&self, axis: usize, range: Range<usize>) -> Self {
         let mut shape = self.shape.clone();
         shape[axis] = range.len();
         let data = self.data.wrapping_offset(range.start as isize * self.strides[axis]);

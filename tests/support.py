@@ -72,7 +72,7 @@ def check(x: np.ndarray, name: str, **options: Any) -> None:
         codes = reference.quantize(x, name, **options)
         refused = None
     except ValueError as error:
-        codes, refused = None, str(error).removeprefix("x: element ").split()[0]
+        codes, refused = None, re.search(r"spans|(?<=element )\d+", str(error))[0]
     key = {"key": options["key"]} if options.get("rounding") == "dither" else {}
     for run in runs(x.size):
         what = f"{name} {x.dtype} {x.shape} {options} {run}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,3 +242,70 @@ def test_strided_subnormals_on_a_flushing_thread(name: str) -> None:
     assert_same(got, want)
     q = lb.quantize(x, name, scale=2.0**-126)
     assert_same(on_flushing_thread(lambda: lb.dequantize(q)), lb.dequantize(q))
+
+
+# --- what a reviewer broke once ---------------------------------------------------------------------------------------
+
+
+def test_out_never_spoils_an_input() -> None:
+    memory = np.zeros((4, 2048), np.float32) + np.float32(0.5)
+    x = normal(4 * 2048).reshape(4, 2048)
+    want = lb.fake_quantize(x, "int4", scale=memory[0].copy(), offset=memory[1].copy())
+    assert_same(lb.fake_quantize(x, "int4", scale=memory[0], offset=memory[1], out=memory), want)
+    buffer = np.empty(8192, np.float32)
+    q = lb.quantize(normal(8192), "int4", out=buffer.view(np.uint8)[:4096])
+    with pytest.raises(lb.Error, match="out: overlaps packed"):
+        lb.dequantize(q, out=buffer)
+    shared = np.lib.stride_tricks.as_strided(np.zeros(300, np.float32), (100, 100), (4, 4))
+    with pytest.raises(lb.Error, match="out: elements share memory"):
+        lb.fake_quantize(normal(10000).reshape(100, 100), "int4", out=shared)
+
+
+def test_out_may_be_x_in_other_words(tmp_path: Path) -> None:
+    x = normal(64)
+    want = lb.fake_quantize(x, "int4")
+    got = lb.fake_quantize(x[None], "int4", out=x.reshape(1, -1))
+    assert_same(got[0], want)
+    mapped = np.memmap(tmp_path / "numbers", np.float32, "w+", shape=(64,))
+    assert lb.fake_quantize(normal(64), "int4", out=mapped) is mapped
+    assert_same(np.array(mapped), want)
+
+
+def test_a_dtype_that_is_an_array_is_refused() -> None:
+    q = lb.quantize(normal(14).reshape(7, 2), "int4")
+    for bad in ("(2,)f4", "(0,)f4", [("a", "f4")], "V2"):
+        with pytest.raises(TypeError, match="dtype"):
+            lb.dequantize(q, dtype=bad)
+
+
+def test_scales_of_any_layout_and_type() -> None:
+    x = normal(60).reshape(4, 15)
+    numbers = np.array([0.5, 0.25, 1.0, 2.0])
+    want = lb.fake_quantize(x, "int4", scale=numbers.astype(np.float32)[:, None])
+    raw = np.zeros(4 * 8 + 1, np.uint8)
+    unaligned = raw[1:].view(np.float64)
+    unaligned[:] = numbers
+    swapped, fortran = numbers.astype(">f4"), np.asfortranarray(np.repeat(numbers[:, None], 15, 1).astype(np.float16))
+    for scale in (unaligned[:, None], swapped[:, None], numbers[::-1][::-1][:, None], fortran, numbers.tolist()):
+        axis = {"axis": 0} if isinstance(scale, list) else {}
+        assert_same(lb.fake_quantize(x, "int4", scale=scale, **axis), want, scale)
+        q = lb.quantize(x, "int4", scale=scale, **axis)
+        assert_same(lb.dequantize(q), want, scale)
+
+
+def test_a_list_of_scales_lies_along_the_axis_even_of_a_square() -> None:
+    x = np.array([[1, 2], [3, 4]], np.float32)
+    want = np.stack([lb.fake_quantize(row, "int4", scale=scale) for row, scale in zip(x, (0.5, 2.0), strict=True)])
+    assert_same(lb.fake_quantize(x, "int4", scale=[0.5, 2.0], axis=0), want)
+    assert_same(lb.fake_quantize(x.T, "int4", scale=[0.5, 2.0], axis=1), want.T)
+
+
+def test_threads_may_share_what_they_only_read() -> None:
+    q = lb.quantize(normal(1 << 18), "int4")
+    target = np.empty_like(q.packed)
+    with ThreadPoolExecutor(8) as threads:
+        jobs = [threads.submit(lb.dequantize, q) for _ in range(40)]
+        jobs += [threads.submit(lb.quantize, normal(1 << 18), "int4", out=target.copy()) for _ in range(20)]
+        jobs += [threads.submit(q.to_bytes) for _ in range(20)]
+        for job in jobs:
+            job.result()

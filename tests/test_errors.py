@@ -239,3 +239,16 @@ def test_options_are_keywords() -> None:
         lb.quantize(normal(3), "int4", 1.0)
     with pytest.raises(TypeError):
         lb.fake_quantize(normal(3), "int4", blocksize=3)
+
+
+def test_a_key_that_nothing_draws_from_is_a_mistake() -> None:
+    refused(lb.Error, "key", lb.fake_quantize, normal(3), "int4", key=1)
+    refused(lb.Error, "key", lb.quantize, normal(3), "int4", key=lb.Key(1))
+
+
+def test_numbers_too_large_and_names_that_are_no_text() -> None:
+    refused(lb.Error, "scale", lb.fake_quantize, normal(3), "int4", scale=2**200)
+    refused(lb.Error, "scale", lb.fake_quantize, normal(3), "int4", scale=10**400)
+    refused(lb.Error, "scale", lb.fake_quantize, normal(3), "int4", scale="\ud800")
+    refused(lb.Error, "format", lb.fake_quantize, normal(3), "\ud800")
+    refused(lb.Error, "rounding", lb.fake_quantize, normal(3), "int4", rounding="\ud800")

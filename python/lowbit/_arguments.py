@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import operator
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 Words = tuple[int, int]
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_ROUNDINGS = ("nearest", "stochastic", "dither")
 
 
 def array(x: ArrayLike, argument: str) -> NDArray[Any]:
@@ -32,35 +34,50 @@ def array(x: ArrayLike, argument: str) -> NDArray[Any]:
         raise TypeError(f"{argument}: not an array of numbers ({error})") from None
 
 
-def numbers(x: ArrayLike, argument: str) -> NDArray[np.float32]:
-    """Real numbers as C-contiguous float32."""
+def numbers(x: ArrayLike, argument: str) -> NDArray[Any]:
+    """Real numbers of any float dtype; the core rounds them to float32."""
     value: Any = x
-    if type(value) is float and -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
-        return np.array(value, np.float32)
+    if type(value) is float:
+        return np.array(value)
+    if type(value) is int:
+        try:
+            return np.array(float(value))
+        except OverflowError:
+            raise _core.Error(f"{argument}: {value} is beyond float32") from None
     values = array(x, argument)
-    if values.dtype.kind not in "fiu" and values.dtype.name != "bfloat16":
+    if values.dtype.kind in "iu":
+        return values.astype(np.float64)
+    if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected real numbers, got dtype {values.dtype}")
-    if values.dtype == np.float32 and values.flags.c_contiguous and values.flags.aligned:
-        return values
-    with np.errstate(over="ignore"):
-        return np.ascontiguousarray(values, np.float32).reshape(values.shape)
+    return values
 
 
 def scaling(
-    scale: str | ArrayLike | None, offset: ArrayLike | None
-) -> tuple[str | NDArray[np.float32] | None, NDArray[np.float32] | None]:
-    """Scale and offset for the core: a rule's name or None, or arrays of one shape."""
+    scale: str | ArrayLike | None, offset: ArrayLike | None, ndim: int, axis: int | None, block_size: int | None
+) -> tuple[str | NDArray[Any] | None, NDArray[Any] | None]:
+    """Scale and offset for the core: a rule's name or None, or arrays of one shape.
+
+    With `axis` alone a list of numbers is one for each index along it.
+    """
     if scale is None or isinstance(scale, str):
         return scale, None if offset is None else numbers(offset, "offset")
-    scales = numbers(scale, "scale")
+
+    def placed(values: NDArray[Any]) -> NDArray[Any]:
+        if axis is None or block_size is not None or values.ndim != 1 or not -ndim <= axis < ndim:
+            return values
+        return values.reshape(tuple(-1 if d == axis % ndim else 1 for d in range(ndim)))
+
+    scales = placed(numbers(scale, "scale"))
     if offset is None:
         return scales, None
-    offsets = numbers(offset, "offset")
-    try:
-        both = np.broadcast_arrays(scales, offsets)
-    except ValueError:
-        raise _core.Error(f"offset: shape {offsets.shape} does not broadcast with scale's {scales.shape}") from None
-    return np.ascontiguousarray(both[0]).reshape(both[0].shape), np.ascontiguousarray(both[1]).reshape(both[1].shape)
+    offsets = placed(numbers(offset, "offset"))
+    if scales.shape != offsets.shape:
+        try:
+            scales, offsets = np.broadcast_arrays(scales, offsets)
+        except (ValueError, RuntimeError):
+            reason = f"shape {offsets.shape} does not broadcast with scale's {scales.shape}"
+            raise _core.Error(f"offset: {reason}") from None
+    return scales, offsets
 
 
 def words(key: KeyLike | None, *, private: bool) -> Words | None:
@@ -71,12 +88,21 @@ def words(key: KeyLike | None, *, private: bool) -> Words | None:
         return None
     if isinstance(key, np.random.Generator):
         if not private:
-            raise TypeError(
-                "key: a Generator serves only noise that nobody else must know; give a lowbit.Key or an int"
-            )
+            raise TypeError("key: a Generator serves only noise that nobody else must know; give a Key or an int")
         k0, k1 = key.integers(0, 1 << 64, size=2, dtype=np.uint64).tolist()
         return k0, k1
     return Key(within(key, "key", 0, (1 << 64) - 1)).words
+
+
+def noise(rounding: str, key: KeyLike | None) -> tuple[str, Words | None]:
+    """A rounding's name and the words it draws from; a key that nothing draws from is a mistake."""
+    if not isinstance(rounding, str):
+        raise TypeError(f"rounding: expected nearest, stochastic or dither, got {type(rounding).__name__}")
+    if rounding not in _ROUNDINGS:
+        raise _core.Error(f"rounding: {rounding!r} is not known; known are: {', '.join(_ROUNDINGS)}")
+    if rounding == "nearest" and key is not None:
+        raise _core.Error('key: rounding="nearest" draws nothing from it; leave it out, or say rounding="stochastic"')
+    return rounding, words(key, private=rounding == "stochastic")
 
 
 def key_id(key: Words) -> bytes:
@@ -112,17 +138,14 @@ def block_size(value: SupportsIndex | None) -> int | None:
     return None if value is None else within(value, "block_size", 1, (1 << 62) - 1)
 
 
-def rounding(name: str) -> str:
-    """Check a str; the core knows which."""
-    if not isinstance(name, str):
-        raise TypeError(f"rounding: expected nearest, stochastic or dither, got {type(name).__name__}")
-    return name
-
-
 def dtype(value: DTypeLike) -> np.dtype[Any]:
     """Any dtype; the core knows which it writes."""
     if value is None:
         raise TypeError("dtype: expected float32, float16, bfloat16 or float64, got None")
+    if isinstance(value, str) and value == "bfloat16":
+        # The name is NumPy's only once ml_dtypes has registered it.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("ml_dtypes")
     try:
         return np.dtype(value)
     except TypeError as error:
@@ -130,7 +153,9 @@ def dtype(value: DTypeLike) -> np.dtype[Any]:
 
 
 def out(value: NDArray[Any] | None) -> NDArray[Any] | None:
-    """Exactly a numpy.ndarray."""
-    if value is not None and type(value) is not np.ndarray:
+    """Any writeable memory that is an array: subclasses (memmap) are seen as plain ones."""
+    if value is None or type(value) is np.ndarray:
+        return value
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"out: expected a numpy.ndarray, got {type(value).__name__}")
-    return value
+    return value.view(np.ndarray)

@@ -96,8 +96,8 @@ def random_bits(k0: int, k1: int, n: int, start: int) -> NDArray[np.uint32]: ...
 def fake_quantize(
     x: NDArray[Any],
     format: str | Format,
-    scale: str | NDArray[np.float32] | None,
-    offset: NDArray[np.float32] | None,
+    scale: str | NDArray[Any] | None,
+    offset: NDArray[Any] | None,
     axis: int | None,
     block_size: int | None,
     rounding: str,
@@ -107,14 +107,14 @@ def fake_quantize(
 def quantize(
     x: NDArray[Any],
     format: str | Format,
-    scale: str | NDArray[np.float32] | None,
-    offset: NDArray[np.float32] | None,
+    scale: str | NDArray[Any] | None,
+    offset: NDArray[Any] | None,
     axis: int | None,
     block_size: int | None,
     rounding: str,
     key: tuple[int, int] | None,
     out: NDArray[np.uint8] | None,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None, NDArray[np.float32] | None]: ...
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]: ...
 def dequantize(
     packed: NDArray[np.uint8],
     format: str | Format,

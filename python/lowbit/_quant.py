@@ -44,7 +44,8 @@ def fake_quantize(
     offset : array_like, optional
         With numbers for `scale`, the number that the lowest code stands for.
     axis : int, optional
-        Alone: one scale per index along this axis. With `block_size`: the axis that is cut (default the last).
+        Alone: one scale per index along this axis (a list given as `scale` is read along it). With `block_size`: the
+        axis that is cut (default the last).
     block_size : int, optional
         One scale per run of so many numbers; the last run of a row may be shorter.
     rounding : {"nearest", "stochastic", "dither"}
@@ -52,7 +53,7 @@ def fake_quantize(
         adds a uniform number that reconstruction subtracts. Both need `key`.
     key : Key or int, optional
         The randomness; element i in C order uses word i of its stream. ``"stochastic"`` also takes a
-        ``numpy.random.Generator``, from which two raw words are drawn.
+        ``numpy.random.Generator``, from which two raw words are drawn; ``"nearest"`` takes none.
     out : numpy.ndarray, optional
         Where to write: x's shape and dtype. It may be exactly `x`.
 
@@ -76,6 +77,9 @@ def fake_quantize(
     lowest code and the largest to the highest (PyTorch's affine convention, with the minimum as a float offset); "sawb"
     minimises the squared error of bell-shaped weights (Choi et al., arXiv:1807.06964, with the constants 12.035
     and 12.03 of IBM's published code): do not use it where magnitudes are all alike, since it then clips nearly all.
+    "minmax" needs a range that float32 holds (max - min finite): a group beyond that is treated as not finite. "amax"
+    on uint4 takes the largest magnitude, and all negative numbers become 0: use "minmax" for signed data. float16
+    results may be infinite where rounding goes up past 65504.
 
     Examples
     --------
@@ -85,16 +89,12 @@ def fake_quantize(
     >>> lb.fake_quantize(np.float32([0.7, 5.0, -100.0]), "radix4", scale=1.0)
     array([  1.,   4., -64.], dtype=float32)
     """
-    return _core.fake_quantize(
-        _arguments.array(x, "x"),
-        format,
-        *_arguments.scaling(scale, offset),
-        _arguments.axis(axis),
-        _arguments.block_size(block_size),
-        _arguments.rounding(rounding),
-        _arguments.words(key, private=rounding == "stochastic"),
-        _arguments.out(out),
-    )
+    x = _arguments.array(x, "x")
+    where, size = _arguments.axis(axis), _arguments.block_size(block_size)
+    given, offsets = _arguments.scaling(scale, offset, x.ndim, where, size)
+    how, words = _arguments.noise(rounding, key)
+    result = _core.fake_quantize(x, format, given, offsets, where, size, how, words, _arguments.out(out))
+    return result if out is None else out
 
 
 def quantize(
@@ -144,24 +144,17 @@ def quantize(
     """
     x = _arguments.array(x, "x")
     fmt = _core.get_format(format)
-    given, offsets = _arguments.scaling(scale, offset)
     where, size = _arguments.axis(axis), _arguments.block_size(block_size)
-    words = _arguments.words(key, private=_arguments.rounding(rounding) == "stochastic")
-    packed, new_scale, new_offset = _core.quantize(
-        x, fmt, given, offsets, where, size, rounding, words, _arguments.out(out)
-    )
-    if isinstance(given, np.ndarray):
-        # Copies of the given numbers, with the dimensions they left out.
-        new_scale = np.array(given, ndmin=x.ndim)
-        new_offset = None if offsets is None else np.array(offsets, ndmin=x.ndim)
+    given, offsets = _arguments.scaling(scale, offset, x.ndim, where, size)
+    how, words = _arguments.noise(rounding, key)
+    packed, scales, shifts = _core.quantize(x, fmt, given, offsets, where, size, how, words, _arguments.out(out))
     if size is None and where is None and x.ndim:
         size = fmt.default_block
     if size is not None and where is None:
         where = -1
     where = None if where is None else where % x.ndim
-    key_id = _arguments.key_id(words) if rounding == "dither" and words is not None else None
-    assert new_scale is not None
-    return Quantized(packed, new_scale, new_offset, None, fmt, x.shape, where, size, key_id)
+    key_id = _arguments.key_id(words) if how == "dither" and words is not None else None
+    return Quantized(packed, scales, shifts, None, fmt, x.shape, where, size, key_id)
 
 
 def dequantize(
@@ -212,9 +205,11 @@ def dequantize(
     if words is not None and _arguments.key_id(words) != q.key_id:
         raise _core.Error("key: not the key that these codes were dithered with")
     descr = _arguments.dtype(dtype)
-    return _core.dequantize(
-        q.packed, q.format, q.shape, q.scale, q.offset, q.axis, q.block_size, words, descr, _arguments.out(out)
+    target = _arguments.out(out)
+    result = _core.dequantize(
+        q.packed, q.format, q.shape, q.scale, q.offset, q.axis, q.block_size, words, descr, target
     )
+    return result if out is None else out
 
 
 def pack(codes: ArrayLike, bits: SupportsIndex) -> NDArray[np.uint8]:
@@ -246,10 +241,10 @@ def pack(codes: ArrayLike, bits: SupportsIndex) -> NDArray[np.uint8]:
     array([33,  3], dtype=uint8)
     """
     array = _arguments.array(codes, "codes")
-    if array.dtype not in (np.uint8, np.uint16):
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise TypeError(f"codes: dtype {array.dtype} is not uint8 or uint16")
     native = array.dtype.newbyteorder("=")
-    return _core.pack(np.ascontiguousarray(array, native).reshape(-1), _arguments.within(bits, "bits", 1, 16))
+    return _core.pack(np.require(array, native, ["C", "A"]).reshape(-1), _arguments.within(bits, "bits", 1, 16))
 
 
 def unpack(packed: ArrayLike, bits: SupportsIndex, n: SupportsIndex) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -286,4 +281,4 @@ def unpack(packed: ArrayLike, bits: SupportsIndex, n: SupportsIndex) -> NDArray[
     if array.dtype != np.uint8 or array.ndim != 1:
         raise TypeError(f"packed: expected a one-dimensional uint8 array, got {array.ndim} dimensions of {array.dtype}")
     count = _arguments.within(n, "n", 0, (1 << 63) - 1)
-    return _core.unpack(np.ascontiguousarray(array), _arguments.within(bits, "bits", 1, 16), count)
+    return _core.unpack(np.require(array, None, ["C", "A"]), _arguments.within(bits, "bits", 1, 16), count)

@@ -54,6 +54,10 @@ impl Int {
 }
 
 impl Grid for Int {
+    fn uniform(&self) -> Option<Int> {
+        Some(*self)
+    }
+
     #[inline(always)]
     fn nearest(&self, t: f32) -> f32 {
         (self.clamp(t) + ROUNDER) - ROUNDER

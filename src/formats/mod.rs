@@ -8,6 +8,11 @@ pub trait Grid: Copy + Send + Sync {
     /// The value nearest to `t`; the format's source says where ties go. NaN gives any value.
     fn nearest(&self, t: f32) -> f32;
 
+    /// The grid of equal steps that this is, where it is one: what affine scales, offsets and subtractive dither need.
+    fn uniform(&self) -> Option<int::Int> {
+        None
+    }
+
     /// One of the two neighbours of `t`, the upper one iff `word < floor(p 2^32)` with `p` the fraction of the way up.
     /// Beyond the grid: its end. On the grid: `t`. NaN gives any value.
     fn stochastic(&self, t: f32, word: u32) -> f32;
@@ -114,12 +119,16 @@ impl Format {
         })
     }
 
-    /// The grid of equal steps, where this format is one: what affine rules, offsets and subtractive dither need.
+    /// The grid of equal steps, where this format is one.
     pub fn uniform(&self) -> Option<int::Int> {
-        match self.grid {
-            AnyGrid::Int(grid) => Some(grid),
-            AnyGrid::Radix4(_) => None,
+        struct Uniform;
+        impl Visit for Uniform {
+            type Out = Option<int::Int>;
+            fn visit<G: Codes>(self, grid: G) -> Option<int::Int> {
+                grid.uniform()
+            }
         }
+        self.grid.visit(Uniform)
     }
 
     /// The value of every code, by code.

@@ -4,6 +4,7 @@ use numpy::npyffi::NPY_ARRAY_WRITEABLE;
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyArrayDyn, PyUntypedArray, PyUntypedArrayMethods, dtype};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::types::PyString;
 
 use super::error::Error;
 use crate::view::{Element, View, ViewMut};
@@ -59,14 +60,13 @@ fn overlap(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> bool
 
 /// A float array that is read. Another Python thread that writes it meanwhile gets an undefined mixture of old and new
 /// numbers, as with NumPy itself.
-pub(super) struct Input<'a, 'py> {
-    pub array: &'a Bound<'py, PyUntypedArray>,
+pub(super) struct Input<'a> {
     pub element: Element,
     pub view: View<'a>,
 }
 
-impl<'a, 'py> Input<'a, 'py> {
-    pub fn new(argument: &str, array: &'a Bound<'py, PyUntypedArray>) -> PyResult<Self> {
+impl<'a> Input<'a> {
+    pub fn new(argument: &str, array: &'a Bound<'_, PyUntypedArray>) -> PyResult<Self> {
         let descr = array.dtype();
         let Some((element, swapped)) = element(&descr)? else {
             return Err(PyTypeError::new_err(format!(
@@ -75,7 +75,7 @@ impl<'a, 'py> Input<'a, 'py> {
         };
         // SAFETY: NumPy vouches for the memory of a live array, which the borrow keeps alive.
         let view = unsafe { View::new(data(array), element, swapped, array.shape(), array.strides()) };
-        Ok(Input { array, element, view })
+        Ok(Input { element, view })
     }
 }
 
@@ -121,12 +121,13 @@ pub(super) fn native<'py>(array: &Bound<'py, PyUntypedArray>) -> PyResult<Bound<
     Ok(descr)
 }
 
-/// Checks `out` against the shape and dtype it must have and, where there is one, the input it must not partly overlap.
+/// Checks `out` against the shape and dtype it must have. It may be exactly `x`; it must not overlap another input.
 pub(super) fn check_out(
     out: &Bound<'_, PyUntypedArray>,
     shape: &[usize],
     descr: &Bound<'_, PyArrayDescr>,
-    input: Option<&Bound<'_, PyUntypedArray>>,
+    x: Option<&Bound<'_, PyUntypedArray>>,
+    input: Option<(&str, &Bound<'_, PyUntypedArray>)>,
 ) -> PyResult<()> {
     if !out.dtype().is_equiv_to(descr) {
         return Err(PyTypeError::new_err(format!("out: has dtype {}, but the result is {descr}", out.dtype())));
@@ -137,16 +138,86 @@ pub(super) fn check_out(
     if !is_writeable(out) {
         return Err(Error::new_err("out: is read-only; give an array that can be written"));
     }
-    let own = out.shape().iter().zip(out.strides()).any(|(&length, &stride)| length > 1 && stride == 0);
-    if own {
-        return Err(Error::new_err("out: elements share memory (a broadcast array); give one with its own"));
+    if overlaps_itself(out) {
+        return Err(Error::new_err("out: elements share memory (a broadcast or strided view); give one with its own"));
     }
-    let Some(input) = input else { return Ok(()) };
-    let same = data(out) == data(input) && out.strides() == input.strides() && out.dtype().is_equiv_to(&input.dtype());
-    if !same && overlap(out, input) {
+    if let Some((name, _)) = input.filter(|(_, input)| overlap(out, input)) {
+        return Err(Error::new_err(format!("out: overlaps {name} in memory; give separate memory")));
+    }
+    let Some(x) = x else { return Ok(()) };
+    let lines = |array: &Bound<'_, PyUntypedArray>| -> Vec<(usize, isize)> {
+        let both = array.shape().iter().copied().zip(array.strides().iter().copied());
+        both.filter(|(length, _)| *length != 1).collect()
+    };
+    let same = data(out) == data(x) && lines(out) == lines(x) && out.dtype().is_equiv_to(&x.dtype());
+    if !same && overlap(out, x) {
         return Err(Error::new_err("out: partly overlaps x in memory; give exactly x or separate memory"));
     }
     Ok(())
+}
+
+/// Whether two elements may share memory: unless every stride steps over all that smaller strides reach.
+fn overlaps_itself(array: &Bound<'_, PyUntypedArray>) -> bool {
+    let mut lines: Vec<(usize, usize)> = array
+        .shape()
+        .iter()
+        .zip(array.strides())
+        .filter(|(length, _)| **length > 1)
+        .map(|(&length, &stride)| (stride.unsigned_abs(), length))
+        .collect();
+    lines.sort_unstable();
+    let mut reach = array.dtype().itemsize();
+    lines.into_iter().any(|(stride, length)| {
+        let overlaps = stride < reach;
+        reach += stride * (length - 1);
+        overlaps
+    }) && !array.is_empty()
+}
+
+/// The elements of a C-contiguous array of exactly this type. Other Python threads that write it meanwhile change what is
+/// read, as with NumPy itself.
+pub(super) fn slice_of<'a, T: numpy::Element>(
+    argument: &str,
+    array: &'a Bound<'_, PyUntypedArray>,
+) -> PyResult<&'a [T]> {
+    let start = data(array).cast::<T>();
+    if !array.dtype().is_equiv_to(&dtype::<T>(array.py())) || !array.is_c_contiguous() || !start.is_aligned() {
+        let want = dtype::<T>(array.py());
+        return Err(PyTypeError::new_err(format!("{argument}: expected a contiguous, aligned array of {want}")));
+    }
+    // SAFETY: checked to be a dense, aligned run of T in a live array, which the borrow keeps alive.
+    Ok(unsafe { std::slice::from_raw_parts(start, array.len()) })
+}
+
+/// The memory of a C-contiguous array, to be written. (rust-numpy's borrows are not used for this: one that is held while the
+/// GIL is released is a shared flag that outlives a fork and refuses innocent readers.)
+///
+/// # Safety
+/// The array is C-contiguous, writeable, of element type T, and nobody else touches it meanwhile.
+#[allow(clippy::mut_from_ref, reason = "the array's memory is not Rust's")]
+pub(super) unsafe fn fill<'a, T: numpy::Element>(array: &'a Bound<'_, PyUntypedArray>) -> &'a mut [T] {
+    debug_assert!(array.is_c_contiguous(), "a plain array");
+    // SAFETY: by the caller's promise; NumPy aligns what it allocates, and an empty array gives an empty slice.
+    unsafe { std::slice::from_raw_parts_mut(data(array).cast::<T>(), array.len()) }
+}
+
+/// A new C-contiguous array, filled before anybody sees it.
+pub(super) fn fill_new<'py, T: numpy::Element>(
+    py: Python<'py>,
+    shape: &[usize],
+    write: impl FnOnce(&mut [T]) -> PyResult<()>,
+) -> PyResult<Bound<'py, PyUntypedArray>> {
+    let array = new_array(py, shape, dtype::<T>(py))?;
+    // SAFETY: the array is new: contiguous, writeable, and nobody else has it.
+    write(unsafe { fill(&array) })?;
+    Ok(array)
+}
+
+/// A Python string as text; a lone surrogate is none.
+pub(super) fn text(argument: &'static str, name: &Bound<'_, PyString>) -> PyResult<String> {
+    name.to_cow()
+        .map(Into::into)
+        .map_err(|_| Error::new_err(format!("{argument}: a name with a lone surrogate is not text")))
 }
 
 /// A view to write an array that [`check_out`] has passed, or that is new.

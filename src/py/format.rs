@@ -5,6 +5,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
+use super::array::text;
 use crate::formats::{Format as Record, all};
 use crate::scale::Rule;
 
@@ -19,7 +20,7 @@ pub(super) fn record(format: &Bound<'_, PyAny>) -> PyResult<&'static Record> {
         return Ok(format.get().0);
     }
     if let Ok(name) = format.cast::<PyString>() {
-        return Ok(Record::named(&name.to_cow()?)?);
+        return Ok(Record::named(&text("format", name)?)?);
     }
     let kind = format.get_type().name()?;
     Err(PyTypeError::new_err(format!("format: expected a format's name or a lowbit.Format, got {kind}")))

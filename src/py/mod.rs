@@ -6,6 +6,7 @@ mod error;
 mod format;
 mod onebit;
 mod quantize;
+mod scaling;
 
 use numpy::{PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;

@@ -110,7 +110,7 @@ macro_rules! with_rounding {
 
 /// Rounds `x` to a format and back: the numbers that `dequantize(quantize(x))` gives. `out` has x's shape; it may be the
 /// very memory of `x`.
-pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &ViewMut) -> Result<()> {
+pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut ViewMut) -> Result<()> {
     struct Work<'a>(&'a Plan<'a>, &'a Sink<'a>, bool, Level);
     impl Visit for Work<'_> {
         type Out = ();
@@ -134,6 +134,9 @@ pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &ViewMut) -> R
         }
     }
     spec.rounding.check(spec.format)?;
+    check_room("out", out.len(), x.len())?;
+    check_scaling(x.shape(), spec, &scaling)?;
+    let out = &*out;
     plan::by_slabs(x, spec, scaling, |slab, x, scaling| {
         let part = slab.map(|slab| out.slice(slab.axis, slab.range.clone()));
         let level = Level::current();
@@ -185,7 +188,8 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
     }
     spec.rounding.check(spec.format)?;
     let bits = spec.format.bits;
-    debug_assert_eq!(out.len(), packed_len(x.len(), bits), "{} codes", x.len());
+    check_room("out", out.len(), packed_len(x.len(), bits))?;
+    check_scaling(x.shape(), spec, &scaling)?;
     let given = matches!(scaling, Scaling::Given(_));
     let mut bad = false;
     plan::by_slabs(x, spec, scaling, |slab, x, scaling| {
@@ -195,6 +199,28 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
         bad |= with_plan(x, spec, slab, scaling, bits, |plan| plan.grid.visit(Work(plan, out, bits, Level::current())));
     });
     if bad { Err(unrepresentable(x, given)) } else { Ok(()) }
+}
+
+/// Whether a slice or view has the length it must have.
+fn check_room(argument: &'static str, have: usize, want: usize) -> Result<()> {
+    if have == want {
+        return Ok(());
+    }
+    Err(Error::argument(argument, format!("has room for {have}, but {want} are needed")))
+}
+
+/// Whether given scales reach as far as their strides will be followed.
+fn check_scaling(shape: &[usize], spec: Spec, scaling: &Scaling) -> Result<()> {
+    let Scaling::Given(Given { scale, offset, strides }) = scaling else { return Ok(()) };
+    let blocked = spec.grouping.blocked_shape(shape);
+    check_room("scale", strides.len(), blocked.len())?;
+    let last: usize = blocked.iter().zip(*strides).map(|(length, stride)| length.saturating_sub(1) * stride).sum();
+    let short = !blocked.contains(&0) && scale.len().min(offset.map_or(usize::MAX, <[f32]>::len)) <= last;
+    if short {
+        Err(Error::argument("scale", format!("has {} numbers, but {} are needed", scale.len(), last + 1)))
+    } else {
+        Ok(())
+    }
 }
 
 /// The error that names the first number without a code.
@@ -216,7 +242,7 @@ fn unrepresentable(x: &View, given: bool) -> Error {
 }
 
 /// The numbers that packed codes stand for. `shape` is that of the array; `out` has it too.
-pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out: &ViewMut) -> Result<()> {
+pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out: &mut ViewMut) -> Result<()> {
     struct Work<'a> {
         packed: &'a [u8],
         bits: u32,
@@ -252,6 +278,8 @@ pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out:
     spec.rounding.check(spec.format)?;
     let (n, bits) = (shape.iter().product(), spec.format.bits);
     check_packed("packed", packed, n, bits)?;
+    check_room("out", out.len(), n)?;
+    check_scaling(shape, spec, &Scaling::Given(given))?;
     let plan = Plan::of_given(spec, shape, given);
     let level = Level::current();
     plan.grid.visit(Work { packed, bits, plan: &plan, sink: Sink::new(out, level), level });
