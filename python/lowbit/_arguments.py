@@ -95,7 +95,7 @@ def words(key: KeyLike | None, *, private: bool) -> Words | None:
 
 
 def noise(rounding: str, key: KeyLike | None) -> tuple[str, Words | None]:
-    """A rounding's name and the words it draws from; a key that nothing draws from is a mistake."""
+    """Check a rounding's name and find the words it draws from; a key that nothing draws from is a mistake."""
     if not isinstance(rounding, str):
         raise TypeError(f"rounding: expected nearest, stochastic or dither, got {type(rounding).__name__}")
     if rounding not in _ROUNDINGS:
