@@ -66,8 +66,8 @@ impl Level {
 
     /// The level named by the environment variable `LOWBIT_CPU`, if it is set and not empty.
     pub fn from_env() -> Result<Option<Level>> {
-        match std::env::var("LOWBIT_CPU") {
-            Ok(name) if !name.is_empty() => Level::named("LOWBIT_CPU", &name).map(Some),
+        match std::env::var_os("LOWBIT_CPU") {
+            Some(name) if !name.is_empty() => Level::named("LOWBIT_CPU", &name.to_string_lossy()).map(Some),
             _ => Ok(None),
         }
     }

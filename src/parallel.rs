@@ -1,6 +1,6 @@
 //! Fixed chunks on a private pool. The chunks never depend on the thread count, so neither do results.
 
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -16,27 +16,68 @@ pub const MAX_THREADS: usize = 1024;
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
 struct Pool {
-    process: u32,
+    forks: usize,
     helpers: usize,
     threads: ThreadPool,
 }
 
-/// The newest pool. Pools are never freed: another thread may be using one, and after a fork the threads of the
-/// parent's pool do not exist. A new one is made only after a fork or when more threads are asked for.
+/// The newest pool, which is the largest. Pools are never freed: another thread may be using one, and after a fork the
+/// threads of the parent's pool do not exist. A new one is made only after a fork or when more threads are asked for;
+/// sizes are one less than powers of two, so a process that goes through all of them makes ten.
 static POOL: AtomicPtr<Pool> = AtomicPtr::new(std::ptr::null_mut());
 
-/// How many threads a call may use: what was set, else `LOWBIT_NUM_THREADS`, else the processors of this process.
+/// Whether some thread is making a pool. Not a mutex: the child of a fork must be able to open it.
+static MAKING: AtomicBool = AtomicBool::new(false);
+
+/// How many forks lie between this process and the one that loaded the library. (A child may have its parent's number:
+/// in a PID namespace of its own.)
+static FORKS: AtomicUsize = AtomicUsize::new(0);
+
+/// Runs in the child of every fork: its parent's helpers, and whoever was making a pool, exist no more.
+#[cfg(any(unix, test))]
+extern "C" fn forked() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+    MAKING.store(false, Ordering::Release);
+}
+
+/// Arranges for [`forked`]; says whether it will be called. Only the thread that is [`MAKING`] a pool calls this.
+fn watch_forks() -> bool {
+    #[cfg(unix)]
+    {
+        static WATCHED: AtomicBool = AtomicBool::new(false);
+        // SAFETY: the handler touches only atomics, and this library is never unloaded.
+        if !WATCHED.load(Ordering::Relaxed) && unsafe { libc::pthread_atfork(None, None, Some(forked)) } == 0 {
+            WATCHED.store(true, Ordering::Relaxed);
+        }
+        WATCHED.load(Ordering::Relaxed)
+    }
+    #[cfg(not(unix))]
+    true
+}
+
+/// How many threads a call may use: what was set, else `LOWBIT_NUM_THREADS` where set (and valid), else the processors
+/// of this process.
 pub fn num_threads() -> usize {
     match THREADS.load(Ordering::Relaxed) {
         0 => {
-            let asked = std::env::var("LOWBIT_NUM_THREADS").ok().and_then(|text| text.parse().ok());
-            let threads = asked.filter(|n| (1..=MAX_THREADS).contains(n));
-            let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+            let processors = || std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+            let threads = threads_from_env().ok().flatten().unwrap_or_else(processors);
             THREADS.store(threads, Ordering::Relaxed);
             threads
         }
         threads => threads,
     }
+}
+
+/// The number of threads in the environment variable `LOWBIT_NUM_THREADS`, if it is set and not empty.
+pub fn threads_from_env() -> Result<Option<usize>> {
+    const NAME: &str = "LOWBIT_NUM_THREADS";
+    let Some(text) = std::env::var_os(NAME).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let threads = text.to_str().and_then(|text| text.parse().ok()).filter(|n| (1..=MAX_THREADS).contains(n));
+    let reason = || format!("{text:?} is not a number of threads; give 1 to {MAX_THREADS}");
+    threads.map(Some).ok_or_else(|| Error::argument(NAME, reason()))
 }
 
 /// Sets how many threads a call may use.
@@ -48,20 +89,38 @@ pub fn set_num_threads(threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// A pool of at least `helpers` threads that is alive in this process, or `None` if the system gives no threads.
+/// The newest pool, if its threads are alive in this process.
+fn newest() -> Option<&'static Pool> {
+    // SAFETY: the pointer is null or came from `Box::leak` in `make`; what it points to is never freed or changed.
+    let pool = unsafe { POOL.load(Ordering::Acquire).as_ref() };
+    pool.filter(|pool| pool.forks == FORKS.load(Ordering::Relaxed))
+}
+
+/// A pool of at least `helpers` threads that is alive in this process, or fewer if the system gives no more.
 fn pool(helpers: usize) -> Option<&'static Pool> {
-    let process = std::process::id();
-    let newest = POOL.load(Ordering::Acquire);
-    // SAFETY: the pointer is null or came from `Box::leak` below; what it points to is never freed or changed.
-    if let Some(pool) = unsafe { newest.as_ref() }
-        && pool.process == process
-        && pool.helpers >= helpers
-    {
-        return Some(pool);
+    loop {
+        if let Some(pool) = newest().filter(|pool| pool.helpers >= helpers) {
+            return Some(pool);
+        }
+        if !MAKING.swap(true, Ordering::Acquire) {
+            // Whoever was making one until now may have made it large enough.
+            let pool = newest().filter(|pool| pool.helpers >= helpers).or_else(|| make(helpers));
+            MAKING.store(false, Ordering::Release);
+            return pool.or_else(newest);
+        }
+        std::thread::yield_now();
     }
+}
+
+/// Makes a pool of at least `helpers` threads the newest one. Only the thread that is [`MAKING`] a pool calls this.
+fn make(helpers: usize) -> Option<&'static Pool> {
+    if !watch_forks() {
+        return None;
+    }
+    let (forks, helpers) = (FORKS.load(Ordering::Relaxed), (helpers + 1).next_power_of_two() - 1);
     let name = |i| format!("lowbit-{i}");
     let threads = ThreadPoolBuilder::new().num_threads(helpers).thread_name(name).build().ok()?;
-    let pool: &'static Pool = Box::leak(Box::new(Pool { process, helpers, threads }));
+    let pool: &'static Pool = Box::leak(Box::new(Pool { forks, helpers, threads }));
     POOL.store(std::ptr::from_ref(pool).cast_mut(), Ordering::Release);
     Some(pool)
 }
@@ -151,5 +210,16 @@ mod tests {
             }
         }
         assert!(set_num_threads(0).is_err(), "zero threads is an error");
+    }
+
+    #[test]
+    fn a_fork_makes_the_old_pool_useless_and_opens_the_door() {
+        let parents = pool(1).map(std::ptr::from_ref);
+        assert!(parents.is_some(), "the system gives threads");
+        MAKING.store(true, Ordering::Relaxed); // as if another thread were making a pool at the fork
+        forked();
+        let childs = pool(1).map(std::ptr::from_ref);
+        assert!(childs.is_some(), "the child makes one");
+        assert_ne!(parents, childs, "the parent's threads do not exist in the child");
     }
 }

@@ -8,6 +8,7 @@ use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use crate::cpu::Level;
+use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
 
 /// The golden-ratio increment of `SplitMix64`, `floor(2^64 / phi)` made odd.
@@ -134,9 +135,16 @@ impl Stream {
 /// Elements per parallel chunk: 64 KiB of words.
 const CHUNK: usize = 1 << 14;
 
-/// Writes the words of elements `start..start + words.len()` of the stream of `key`.
-pub fn random_bits(key: Key, start: u64, words: &mut [u32]) {
+/// Writes the words of elements `start..start + words.len()` of the stream of `key`, which has 2^64.
+pub fn random_bits(key: Key, start: u64, words: &mut [u32]) -> Result<()> {
     let (stream, level, n) = (key.stream(), Level::current(), words.len());
+    if start.checked_add((n as u64).saturating_sub(1)).is_none() {
+        let most = u64::MAX - (n as u64 - 1);
+        return Err(Error::argument(
+            "start",
+            format!("{n} words from element {start} on would pass 2**64, where the stream ends; give at most {most}"),
+        ));
+    }
     let words = Shared::new(words);
     parallel::for_each(n.div_ceil(CHUNK), |chunk| {
         let first = chunk * CHUNK;
@@ -144,9 +152,10 @@ pub fn random_bits(key: Key, start: u64, words: &mut [u32]) {
         let part = unsafe { words.part(first..n.min(first + CHUNK)) };
         level.run(
             #[inline(always)]
-            || stream.fill(start.wrapping_add(first as u64), part),
+            || stream.fill(start + first as u64, part),
         );
     });
+    Ok(())
 }
 
 #[cfg(test)]
@@ -173,6 +182,16 @@ mod tests {
                 assert_eq!(block, whole[first..first + len], "block {first}+{len}");
             }
         }
+    }
+
+    #[test]
+    fn the_stream_ends_at_two_to_the_64() {
+        let key = Key::from_seed(7);
+        let mut words = [0; 5];
+        assert_eq!(random_bits(key, u64::MAX - 4, &mut words), Ok(()), "the last five");
+        assert_eq!(words[4], key.stream().word(u64::MAX), "the last");
+        assert!(random_bits(key, u64::MAX - 3, &mut words).is_err(), "one too far");
+        assert_eq!(random_bits(key, u64::MAX, &mut []), Ok(()), "none at the end");
     }
 
     #[test]

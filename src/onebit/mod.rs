@@ -50,6 +50,11 @@ pub struct Interval {
 impl Interval {
     /// The interval from `low` to `high`, both rounded to float32.
     pub fn new(low: f64, high: f64) -> Result<Self> {
+        Level::PORTABLE.run(|| Interval::rounded(low, high))
+    }
+
+    /// Any level would do: the run is for the clean float state.
+    fn rounded(low: f64, high: f64) -> Result<Self> {
         let (low, high) = (low as f32, high as f32);
         if !(low.is_finite() && high.is_finite() && low < high) {
             let reason = format!("must be finite and less than high as float32, got low = {low} and high = {high}");
@@ -165,7 +170,7 @@ impl Scheme {
             let valid = with_protocol!(&self.kernel, protocol => {
                 encode_chunk(*protocol, level, noise, interval, x, range.clone(), bits)
             });
-            if !valid && let Some(index) = first_outside(x, interval, range) {
+            if !valid && let Some(index) = level.run(|| first_outside(x, interval, range)) {
                 first_bad.fetch_min(index, Ordering::Relaxed);
             }
         });
@@ -173,7 +178,7 @@ impl Scheme {
             usize::MAX => Ok(()),
             index => {
                 let Interval { low, high, .. } = interval;
-                let value = x.read(index..index + 1, &mut [0.0])[0];
+                let value = level.run(|| x.read(index..index + 1, &mut [0.0])[0]);
                 let reason = format!(
                     "element {index} (C order) is {value}, outside [low, high] = [{low}, {high}]; clip x or widen the interval"
                 );

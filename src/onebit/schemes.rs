@@ -3,6 +3,7 @@
 use super::Scheme;
 use super::kernels::{Curve, Dither, FULL, Stairs, Table, power_of_two, sinh_ratio};
 use super::tables::{self, Pair};
+use crate::cpu::Level;
 use crate::error::{Error, Result};
 
 /// The names of the schemes.
@@ -32,6 +33,11 @@ pub(super) enum Kernel {
 impl Scheme {
     /// The scheme of this name; `shared_bits` of `None` is its natural value (unlimited where it uses any).
     pub fn new(name: &str, shared_bits: Option<u32>) -> Result<Self> {
+        // Any level would do: the run is for the clean float state, in which the tables are rounded to float32.
+        Level::PORTABLE.run(|| Scheme::built(name, shared_bits))
+    }
+
+    fn built(name: &str, shared_bits: Option<u32>) -> Result<Self> {
         let Some(&name) = SCHEMES.iter().find(|known| **known == name) else {
             return Err(Error::Unknown { argument: "scheme", name: name.into(), known: SCHEMES.join(", ") });
         };
@@ -66,6 +72,10 @@ impl Scheme {
     /// The pairs `(read for a zero, read for a one)` in order of their midpoints, of which the shared bits pick one;
     /// `None` if there is no end to them. For exact formulas: kernels never read these.
     pub fn pairs(&self) -> Option<Vec<Pair>> {
+        Level::PORTABLE.run(|| self.exact_pairs())
+    }
+
+    fn exact_pairs(&self) -> Option<Vec<Pair>> {
         let cells = |bits: u32| {
             let half = f64::from(power_of_two(-(bits as i32)));
             (0..1_u32 << bits).map(move |j| (2.0 * f64::from(j) + 1.0) * half - 1.0)

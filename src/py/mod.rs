@@ -35,6 +35,9 @@ mod _core {
         if let Some(level) = Level::from_env()? {
             level.set();
         }
+        if let Some(threads) = parallel::threads_from_env()? {
+            parallel::set_num_threads(threads)?;
+        }
         module.add("Error", module.py().get_type::<error::Error>())?;
         module.add("DecodeError", module.py().get_type::<error::DecodeError>())?;
         module.add("STREAM_VERSION", STREAM_VERSION)?;
