@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import doctest
 import itertools
 import json
 import math
+import platform
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 
 import lowbit as lb
 from lowbit import _core, onebit, reference
+from support import on_flushing_thread
 
 ONLY = {"deterministic": (None, 0), "randomized": (None, 0), "clipped_dither": (None,)}
 SCHEMES = ["deterministic", "randomized", "dither", "clipped_dither", "optimal_biased", "optimal_unbiased"]
@@ -234,6 +239,16 @@ def test_nothing_random_needs_no_key():
         ({"high": np.inf}, lb.Error, "low: .*high = inf"),
         ({"low": -3e38, "high": 3e38}, lb.Error, "high: high - low"),
         ({"low": 0.0, "high": 1e-40}, lb.Error, "high: high - low"),
+        ({"low": "a"}, TypeError, "low: expected one real number"),
+        ({"high": "0.5"}, TypeError, "high: expected one real number"),
+        ({"high": None}, TypeError, "high: expected one real number"),
+        ({"high": True}, TypeError, "high: expected one real number"),
+        ({"low": [0.0]}, TypeError, "low: expected one real number"),
+        ({"low": 1j}, TypeError, "low: expected one real number"),
+        ({"low": -(10**400)}, TypeError, "low: expected one real number that float64 holds"),
+        ({"scheme": None}, TypeError, "scheme: expected a name .* got NoneType"),
+        ({"scheme": b"dither"}, TypeError, "scheme: expected a name .* got bytes"),
+        ({"scheme": "\ud800"}, lb.Error, "scheme: .* is not known; known are: deterministic"),
     ],
 )
 def test_bad_input_to_encode_is_named(change, error, message):
@@ -257,6 +272,9 @@ def test_bad_input_to_encode_is_named(change, error, message):
         ({"key": None}, lb.Error, "key: "),
         ({"scheme": "magic"}, lb.Error, "scheme: "),
         ({"high": 0.0}, lb.Error, "low: "),
+        ({"high": "1"}, TypeError, "high: "),
+        ({"scheme": 3}, TypeError, "scheme: "),
+        ({"scheme": "dither\udfff"}, lb.Error, "scheme: "),
     ],
 )
 def test_bad_input_to_decode_is_named(change, error, message):
@@ -272,6 +290,99 @@ def test_bad_input_to_the_formulas_is_named():
         onebit.worst_case_error("randomized", 2)
     with pytest.raises(lb.Error, match="scheme: "):
         onebit.squared_error(0.5, "magic")
+    for bad in (3, None, ["dither"]):
+        with pytest.raises(TypeError, match="scheme: "):
+            onebit.worst_case_error(bad)
+        with pytest.raises(TypeError, match="scheme: "):
+            onebit.squared_error(0.5, bad)
+    with pytest.raises(lb.Error, match="scheme: "):
+        onebit.worst_case_error("\ud800")
+
+
+def test_any_real_number_is_an_end_of_the_interval():
+    x = np.linspace(-1, 2, 50)
+    want = onebit.encode(x, scheme="dither", key=1, low=-1.0, high=2.0)
+    for kind in (int, np.int8, np.float16, np.float32, np.float64, np.array):
+        got = onebit.encode(x, scheme="dither", key=1, low=kind(-1), high=kind(2))
+        np.testing.assert_array_equal(got, want)
+
+
+def rounding_upward(call):
+    """Run `call` with the caller's rounding mode set to upward."""
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
+    if upward is None or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        pytest.skip("no known way to round upward on this platform")
+    libm = ctypes.CDLL("libm.so.6")
+    third = np.float64(1), np.float64(3)
+    nearest = third[0] / third[1]
+    assert libm.fesetround(upward) == 0
+    try:
+        upwards, result = third[0] / third[1], call()
+    finally:
+        libm.fesetround(0)
+    assert upwards > nearest, "the division was meant to round upward"
+    return result
+
+
+@pytest.mark.parametrize(("scheme", "bits"), SERVED)
+def test_the_callers_rounding_mode_never_shows(scheme, bits):
+    x = np.random.default_rng(2).uniform(0.101, 0.699, 1000)
+    options = {"scheme": scheme, "shared_bits": bits, "key": lb.Key(1), "low": np.float64(0.1), "high": 0.7}
+    sent = onebit.encode(x, **options)
+    read = onebit.decode(sent, x.shape, **options)
+    got = rounding_upward(lambda: (onebit.encode(x, **options), onebit.decode(sent, x.shape, **options)))
+    np.testing.assert_array_equal(got[0], sent)
+    np.testing.assert_array_equal(got[1].view(np.uint32), read.view(np.uint32))
+    pairs = _core.onebit_pairs(scheme, bits)
+    assert rounding_upward(lambda: _core.onebit_pairs(scheme, bits)) == pairs
+
+
+@pytest.mark.parametrize(("scheme", "bits"), SERVED)
+def test_a_caller_that_flushes_subnormals_never_shows(scheme, bits):
+    options = {"scheme": scheme, "shared_bits": bits, "key": lb.Key(1), "low": -6e-39, "high": 1.2e-38}
+    x = np.random.default_rng(2).uniform(-6e-39, 1.2e-38, 1000).clip(-5.99e-39, 1.19e-38).astype(np.float32)
+    sent = onebit.encode(x, **options)
+    read = onebit.decode(sent, x.shape, **options)
+    got = on_flushing_thread(lambda: (onebit.encode(x, **options), onebit.decode(sent, x.shape, **options)))
+    if got is None:
+        pytest.skip("this platform offers no way to flush subnormals")
+    np.testing.assert_array_equal(got[0], sent)
+    np.testing.assert_array_equal(got[1].view(np.uint32), read.view(np.uint32))
+
+
+def test_a_number_just_outside_is_found_by_a_caller_that_flushes_subnormals():
+    x = np.array([0.5, -1e-40], np.float32)
+
+    def message():
+        with pytest.raises(lb.Error) as caught:
+            onebit.encode(x, scheme="dither", key=1)
+        return str(caught.value)
+
+    want = message()
+    assert want.startswith("x: element 1 (C order) is -0.0000")
+    assert on_flushing_thread(message) in (None, want)
+
+
+def test_bits_may_be_written_by_another_thread_meanwhile():
+    """What is read is then undefined, as with NumPy; but it is no error."""
+    n = 1 << 21
+    bits, errors = np.zeros(n // 8, np.uint8), []
+    x = np.zeros(n // 4, np.float32)
+    lb.set_num_threads(1)
+
+    def write():
+        try:
+            for _ in range(30):
+                lb.quantize(x, "int4", scale=1.0, out=bits)
+        except Exception as error:
+            errors.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for _ in range(30):
+        onebit.decode(bits, n, scheme="dither", key=1)
+    writer.join()
+    assert not errors
 
 
 def test_version_1_gives_these_bytes_for_ever():

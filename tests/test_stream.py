@@ -127,10 +127,27 @@ def test_bad_keys() -> None:
         lb.random_bits(1, -1)
 
 
-@pytest.mark.parametrize("n", [2**50, 2**62, 2**64 - 1])
-def test_more_words_than_there_is_memory(n: int) -> None:
-    with pytest.raises((MemoryError, ValueError, OverflowError)):
-        lb.random_bits(1, n)
+def test_labels_that_utf8_cannot_hold() -> None:
+    with pytest.raises(lb.Error, match=r"^fold: .*'\\ud800'"):
+        lb.Key(1).fold("step", "\ud800")
+
+
+def test_more_words_than_there_is_memory() -> None:
+    with pytest.raises(MemoryError, match=str(2**50)):
+        lb.random_bits(1, 2**50)
+    for n in (2**61, 2**62, 2**63, 2**64 - 1):
+        with pytest.raises(lb.Error, match=f"^n: {n} words"):
+            lb.random_bits(1, n)
+
+
+def test_the_stream_ends_at_two_to_the_64() -> None:
+    key = lb.Key(3)
+    want = np.array([element(*key.words, MASK - 6 + i) for i in range(7)], np.uint32)
+    assert_same(lb.random_bits(key, 7, start=MASK - 6), want)
+    assert lb.random_bits(key, 0, start=MASK).size == 0
+    for n, start in ((8, MASK - 6), (2, MASK), (100_000, MASK - 50_000)):
+        with pytest.raises(lb.Error, match=f"^start: .* give at most {MASK + 1 - n}$"):
+            lb.random_bits(key, n, start=start)
 
 
 def test_words_look_uniform_and_keys_unrelated() -> None:

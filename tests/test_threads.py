@@ -24,6 +24,48 @@ def test_set_and_get() -> None:
         assert lb.get_num_threads() == n
 
 
+@pytest.mark.parametrize("n", [0, -1, 1025, 2**70, -(2**70)])
+def test_numbers_of_threads_out_of_range(n: int) -> None:
+    with pytest.raises(lb.Error, match=f"^n: {n} is out of range; give 1 to 1024"):
+        lb.set_num_threads(n)
+
+
+@pytest.mark.parametrize("n", [True, np.True_, 1.0, "2", None])
+def test_numbers_of_threads_that_are_none(n: object) -> None:
+    with pytest.raises(TypeError, match=r"^n: expected an int"):
+        lb.set_num_threads(n)
+
+
+def helpers_of(program: str) -> int:
+    """Run a program in a new process and count the helpers it has made in the end."""
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("this platform does not list a process's threads")
+    count = (
+        "print(sum(open(f'/proc/self/task/{t}/comm').read()[:7] == 'lowbit-' for t in os.listdir('/proc/self/task')))"
+    )
+    program = f"import os, threading, lowbit as lb\n{program}\n{count}"
+    return int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+
+
+def test_going_through_all_numbers_makes_few_pools() -> None:
+    program = "for n in range(2, 40): lb.set_num_threads(n); lb.random_bits(1, 1 << 20)"
+    assert helpers_of(program) == 1 + 3 + 7 + 15 + 31 + 63
+
+
+def test_racing_callers_share_one_pool() -> None:
+    program = """
+def call():
+    start.wait()
+    lb.random_bits(1, 1 << 20)
+lb.set_num_threads(16)
+start = threading.Barrier(8)
+callers = [threading.Thread(target=call) for _ in range(8)]
+for caller in callers: caller.start()
+for caller in callers: caller.join()
+"""
+    assert helpers_of(program) == 15
+
+
 def test_eight_callers_at_once_agree(name: str) -> None:
     lb.set_num_threads(2)
     x = normal(100003)
@@ -86,6 +128,44 @@ def test_a_forked_child_computes_with_threads_of_its_own() -> None:
     assert lb.quantize(x, "int4", block_size=32) == want, "the parent goes on"
 
 
+def test_a_child_with_its_parents_number_computes_with_threads_of_its_own() -> None:
+    """Process 1 of a PID namespace forks process 1 of another."""
+    program = """
+import ctypes, os, signal, sys, time
+import lowbit as lb
+
+def fork_into_a_namespace():
+    new_user, new_pid = 0x10000000, 0x20000000
+    libc = ctypes.CDLL(None)
+    if libc.unshare(new_pid) and libc.unshare(new_user | new_pid):
+        os._exit(77)
+    return os.fork()
+
+def wait(child):
+    deadline = time.monotonic() + 60
+    while (result := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    os._exit(abs(os.waitstatus_to_exitcode(result[1])))
+
+lb.set_num_threads(2)
+if child := fork_into_a_namespace():
+    wait(child)
+want = lb.random_bits(1, 1 << 20)
+if child := fork_into_a_namespace():
+    wait(child)
+os._exit(0 if os.getpid() == 1 and (lb.random_bits(1, 1 << 20) == want).all() else 3)
+"""
+    if sys.platform != "linux":
+        pytest.skip("PID namespaces are Linux's")
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, check=False, timeout=120)
+    if run.returncode == 77:
+        pytest.skip("this process may not make PID namespaces")
+    assert run.returncode == 0
+
+
 def test_the_interpreter_lock_is_released() -> None:
     """While a long call runs another Python thread goes on counting."""
     x = normal(1 << 23)
@@ -134,11 +214,29 @@ def test_the_environment_chooses_level_and_threads(level: str) -> None:
     assert run.stdout.split() == [level or _core.cpu_levels()[-1], "3"]
 
 
-def test_an_unknown_level_in_the_environment_is_refused() -> None:
-    environment = {**os.environ, "LOWBIT_CPU": "v9"}
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        *[("LOWBIT_CPU", value, "portable") for value in ("v9", "\udcff")],
+        *[("LOWBIT_NUM_THREADS", value, "1 to 1024") for value in ("0", "abc", "-3", "5000", "2.0", " ", "\udcff")],
+    ],
+)
+def test_a_bad_environment_is_refused(variable: str, value: str, advice: str) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", "import lowbit"], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "import lowbit"],
+        env={**os.environ, variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode != 0
-    assert "LOWBIT_CPU" in run.stderr
-    assert "portable" in run.stderr
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith(f"lowbit.Error: {variable}: ")
+    assert advice in last
+
+
+def test_an_empty_environment_is_none() -> None:
+    program = "import lowbit as lb; print(lb.get_num_threads())"
+    environment = {**os.environ, "LOWBIT_NUM_THREADS": "", "LOWBIT_CPU": ""}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert 1 <= int(run.stdout) <= 1024

@@ -8,13 +8,12 @@ from lowbit._core import (
     __version__,
     formats,
     get_format,
-    get_num_threads,
-    set_num_threads,
 )
 from lowbit._files import load, save
 from lowbit._keys import Key, random_bits
 from lowbit._quant import dequantize, fake_quantize, pack, quantize, unpack
 from lowbit._quantized import Quantized
+from lowbit._threads import get_num_threads, set_num_threads
 
 __all__ = [
     "DecodeError",

@@ -45,7 +45,11 @@ def _hash(data: bytes, person: bytes) -> tuple[int, int]:
 
 @lru_cache(maxsize=1024)
 def _label(label: str) -> tuple[int, int]:
-    return _hash(label.encode(), b"lowbit.label.v1")
+    try:
+        data = label.encode()
+    except UnicodeEncodeError:
+        raise _core.Error(f"fold: a label is text that UTF-8 can hold, got {label!a}") from None
+    return _hash(data, b"lowbit.label.v1")
 
 
 class Key:
@@ -112,6 +116,13 @@ class Key:
         Returns
         -------
         Key
+
+        Raises
+        ------
+        TypeError
+            A part is neither an int nor a str; a bool is not an int here.
+        lowbit.Error
+            An integer is out of range, or a label holds what UTF-8 cannot (lone surrogates).
         """
         k0, k1 = self._words
         for part in parts:
@@ -146,12 +157,21 @@ def random_bits(key: Key | int, n: SupportsIndex, start: SupportsIndex = 0) -> N
     n : int
         How many words.
     start : int, optional
-        The first element's number, 0 to 2**64 - 1.
+        The first element's number; the stream has 2**64 elements, so `start` + `n` is at most that.
 
     Returns
     -------
     numpy.ndarray
         Shape (n,), uint32: element i is a pure function of (key, start + i).
+
+    Raises
+    ------
+    TypeError
+        `key` is neither a Key nor an int; `n` or `start` is no int.
+    lowbit.Error
+        `start` + `n` passes 2**64, or `n` is more than an array can hold.
+    MemoryError
+        `n` is more than there is memory for.
 
     Examples
     --------

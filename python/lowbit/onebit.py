@@ -82,7 +82,7 @@ def encode(
     Raises
     ------
     TypeError
-        `x` is not of a float type; `key` is not a key.
+        `x` is not of a float type; `key` is not a key; `scheme` is no str, `low` or `high` no real number.
     lowbit.Error
         An unknown scheme, shared bits it does not serve, a missing key, an empty interval, or an element of `x`
         outside it (NaN is), which the message names.
@@ -105,13 +105,8 @@ def encode(
     if isinstance(key, np.random.Generator) and _core.onebit_noise(*chosen)[0]:
         raise TypeError(f"key: {scheme!r} shares words with the receiver; give a lowbit.Key or an int, not a Generator")
     words = _arguments.words(key, private=True)
-    return _core.onebit_encode(
-        _arguments.array(x, "x"),
-        chosen,
-        words,
-        _arguments.within(sender, "sender", 0, (1 << 64) - 1),
-        (float(low), float(high)),
-    )
+    interval = _real(low, "low"), _real(high, "high")
+    return _core.onebit_encode(_arguments.array(x, "x"), chosen, words, _sender(sender), interval)
 
 
 def decode(
@@ -145,7 +140,7 @@ def decode(
     Raises
     ------
     TypeError
-        `bits` is not uint8; `key` is not a key.
+        `bits` is not uint8; `key` is not a key; `scheme` is no str, `low` or `high` no real number.
     lowbit.DecodeError
         Not the number of bytes that the shape takes, or padding that is not zero.
     lowbit.Error
@@ -173,10 +168,8 @@ def decode(
     if bits.dtype != np.uint8 or bits.ndim != 1:
         raise TypeError(f"bits: expected a 1-D array of uint8, got {bits.ndim}-D of {bits.dtype}")
     chosen, words = (scheme, _bits(shared_bits)), _arguments.words(key, private=False)
-    bits = np.ascontiguousarray(bits)
-    y = _core.onebit_decode(
-        bits, n, chosen, words, _arguments.within(sender, "sender", 0, (1 << 64) - 1), (float(low), float(high))
-    )
+    interval = _real(low, "low"), _real(high, "high")
+    y = _core.onebit_decode(np.ascontiguousarray(bits), n, chosen, words, _sender(sender), interval)
     return y if len(dims) == 1 else y.reshape(dims)
 
 
@@ -351,3 +344,13 @@ def _length(n: SupportsIndex) -> int:
 
 def _sender(sender: SupportsIndex) -> int:
     return _arguments.within(sender, "sender", 0, (1 << 64) - 1)
+
+
+def _real(value: float, argument: str) -> float:
+    """Any real number that float64 holds, unrounded: the core rounds it, whatever the caller's rounding mode."""
+    if isinstance(value, float):
+        return value
+    number = _arguments.array(value, argument)
+    if number.ndim or (number.dtype.kind not in "fiu" and number.dtype.name != "bfloat16"):
+        raise TypeError(f"{argument}: expected one real number that float64 holds, got {type(value).__name__}")
+    return float(number)

@@ -12,6 +12,7 @@ use numpy::{PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
 
 use crate::cpu::Level;
+use crate::error::Error;
 use crate::stream::{Key, STREAM_VERSION};
 use crate::{parallel, stream};
 
@@ -28,7 +29,7 @@ mod _core {
     #[pymodule_export]
     use super::{cpu_level, cpu_levels, get_num_threads, random_bits, set_cpu_level, set_num_threads};
 
-    use super::{Bound, Level, PyModule, PyModuleMethods, PyResult, STREAM_VERSION, error};
+    use super::{Bound, Level, PyModule, PyModuleMethods, PyResult, STREAM_VERSION, error, parallel};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -78,12 +79,17 @@ fn set_num_threads(n: usize) -> PyResult<()> {
 
 /// Words of the stream of a key.
 #[pyfunction]
-fn random_bits(py: Python<'_>, k0: u64, k1: u64, n: usize, start: u64) -> PyResult<Bound<'_, PyArrayDyn<u32>>> {
+fn random_bits(py: Python<'_>, k0: u64, k1: u64, n: u64, start: u64) -> PyResult<Bound<'_, PyArrayDyn<u32>>> {
+    const MOST: usize = isize::MAX as usize / size_of::<u32>();
+    let Some(n) = usize::try_from(n).ok().filter(|n| *n <= MOST) else {
+        let reason = format!("{n} words are more than an array can hold; give at most {MOST}");
+        return Err(Error::argument("n", reason).into());
+    };
     let out = array::new_array_of::<u32>(py, &[n])?;
     {
         let mut words = out.try_readwrite()?;
         let words = words.as_slice_mut()?;
-        py.detach(|| stream::random_bits(Key { k0, k1 }, start, words));
+        py.detach(|| stream::random_bits(Key { k0, k1 }, start, words))?;
     }
     Ok(out)
 }
