@@ -264,6 +264,7 @@ def test_bad_input_to_encode_is_named(change, error, message):
         ({"bits": np.zeros(3, np.uint8)}, lb.DecodeError, "3 bytes, but 9 numbers take 2"),
         ({"bits": np.array([0, 2], np.uint8)}, lb.DecodeError, "the rest must be zero"),
         ({"bits": np.zeros(2, np.int8)}, TypeError, "bits: expected"),
+        ({"bits": np.ma.masked_array(np.zeros(2, np.uint8))}, TypeError, "bits: a masked array"),
         ({"bits": np.zeros((1, 2), np.uint8)}, TypeError, "bits: expected"),
         ({"shape": 1 << 62}, lb.DecodeError, "2 bytes"),
         ({"shape": (1 << 40, 1 << 40)}, lb.Error, "shape: "),

@@ -26,7 +26,7 @@ estimate to float32.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -160,11 +160,11 @@ def decode(
     """
     if isinstance(key, np.random.Generator):
         raise TypeError("key: a Generator cannot repeat the sender's words; give the same lowbit.Key or int, or none")
-    dims = tuple(_length(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,)))
+    dims = [_length(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,))]
     n = math.prod(dims)
     if n >= 1 << 63:
         raise _core.Error(f"shape: {n} numbers are more than an array can hold")
-    bits = np.asarray(bits)
+    bits = _arguments.array(bits, "bits")
     if bits.dtype != np.uint8 or bits.ndim != 1:
         raise TypeError(f"bits: expected a 1-D array of uint8, got {bits.ndim}-D of {bits.dtype}")
     chosen, words = (scheme, _bits(shared_bits)), _arguments.words(key, private=False)
@@ -346,7 +346,7 @@ def _sender(sender: SupportsIndex) -> int:
     return _arguments.within(sender, "sender", 0, (1 << 64) - 1)
 
 
-def _real(value: float, argument: str) -> float:
+def _real(value: Any, argument: str) -> float:
     """Any real number that float64 holds, unrounded: the core rounds it, whatever the caller's rounding mode."""
     if isinstance(value, float):
         return value

@@ -1,7 +1,7 @@
 //! NumPy arrays in and out: dtype, layout, overlap. What reaches the kernels has been checked here.
 
 use numpy::npyffi::NPY_ARRAY_WRITEABLE;
-use numpy::{PyArrayDescr, PyArrayDescrMethods, PyArrayDyn, PyUntypedArray, PyUntypedArrayMethods, dtype};
+use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods, dtype};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -102,14 +102,6 @@ pub(super) fn new_array<'py>(
         );
         Ok(Bound::from_owned_ptr_or_err(py, array)?.cast_into_unchecked())
     }
-}
-
-/// A new C-contiguous array of numbers that the caller writes before anybody reads them.
-pub(super) fn new_array_of<'py, T: numpy::Element>(
-    py: Python<'py>,
-    shape: &[usize],
-) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
-    Ok(new_array(py, shape, dtype::<T>(py))?.cast_into()?)
 }
 
 /// The dtype of an array, in native byte order.

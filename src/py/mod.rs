@@ -8,7 +8,7 @@ mod onebit;
 mod quantize;
 mod scaling;
 
-use numpy::{PyArrayDyn, PyArrayMethods};
+use numpy::PyUntypedArray;
 use pyo3::prelude::*;
 
 use crate::cpu::Level;
@@ -79,17 +79,11 @@ fn set_num_threads(n: usize) -> PyResult<()> {
 
 /// Words of the stream of a key.
 #[pyfunction]
-fn random_bits(py: Python<'_>, k0: u64, k1: u64, n: u64, start: u64) -> PyResult<Bound<'_, PyArrayDyn<u32>>> {
+fn random_bits(py: Python<'_>, k0: u64, k1: u64, n: u64, start: u64) -> PyResult<Bound<'_, PyUntypedArray>> {
     const MOST: usize = isize::MAX as usize / size_of::<u32>();
     let Some(n) = usize::try_from(n).ok().filter(|n| *n <= MOST) else {
         let reason = format!("{n} words are more than an array can hold; give at most {MOST}");
         return Err(Error::argument("n", reason).into());
     };
-    let out = array::new_array_of::<u32>(py, &[n])?;
-    {
-        let mut words = out.try_readwrite()?;
-        let words = words.as_slice_mut()?;
-        py.detach(|| stream::random_bits(Key { k0, k1 }, start, words))?;
-    }
-    Ok(out)
+    array::fill_new::<u32>(py, &[n], |words| Ok(py.detach(|| stream::random_bits(Key { k0, k1 }, start, words))?))
 }

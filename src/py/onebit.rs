@@ -1,11 +1,11 @@
 //! `lowbit.onebit`: the border of [`crate::onebit`].
 
-use numpy::{PyArray1, PyArrayDyn, PyArrayMethods, PyUntypedArray};
+use numpy::PyUntypedArray;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::array::{Input, new_array_of};
+use super::array::{Input, fill_new, slice_of};
 use crate::onebit::{self, Interval, Scheme};
 use crate::stream::Key;
 
@@ -43,39 +43,28 @@ pub(super) fn onebit_encode<'py>(
     words: Option<(u64, u64)>,
     sender: u64,
     interval: (f64, f64),
-) -> PyResult<Bound<'py, PyArrayDyn<u8>>> {
+) -> PyResult<Bound<'py, PyUntypedArray>> {
     let scheme = scheme_of(scheme)?;
     let interval = Interval::new(interval.0, interval.1)?;
     let x = Input::new("x", x)?.view;
-    let out = new_array_of::<u8>(py, &[x.len().div_ceil(8)])?;
-    {
-        let mut bits = out.try_readwrite()?;
-        let bits = bits.as_slice_mut()?;
-        py.detach(|| scheme.encode(&x, interval, key(words), sender, bits))?;
-    }
-    Ok(out)
+    fill_new::<u8>(py, &[x.len().div_ceil(8)], |bits| {
+        Ok(py.detach(|| scheme.encode(&x, interval, key(words), sender, bits))?)
+    })
 }
 
 #[pyfunction]
 pub(super) fn onebit_decode<'py>(
     py: Python<'py>,
-    bits: &Bound<'py, PyArray1<u8>>,
+    bits: &Bound<'py, PyUntypedArray>,
     n: usize,
     scheme: (Bound<'py, PyAny>, Option<u32>),
     words: Option<(u64, u64)>,
     sender: u64,
     interval: (f64, f64),
-) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
+) -> PyResult<Bound<'py, PyUntypedArray>> {
     let scheme = scheme_of(scheme)?;
     let interval = Interval::new(interval.0, interval.1)?;
-    let bits = bits.try_readonly()?;
-    let bits = bits.as_slice()?;
+    let bits = slice_of::<u8>("bits", bits)?;
     onebit::check_bytes(n, bits.len())?;
-    let out = new_array_of::<f32>(py, &[n])?;
-    {
-        let mut y = out.try_readwrite()?;
-        let y = y.as_slice_mut()?;
-        py.detach(|| scheme.decode(bits, interval, key(words), sender, y))?;
-    }
-    Ok(out)
+    fill_new::<f32>(py, &[n], |y| Ok(py.detach(|| scheme.decode(bits, interval, key(words), sender, y))?))
 }
