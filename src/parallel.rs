@@ -75,7 +75,8 @@ pub fn threads_from_env() -> Result<Option<usize>> {
     let Some(text) = std::env::var_os(NAME).filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    let threads = text.to_str().and_then(|text| text.parse().ok()).filter(|n| (1..=MAX_THREADS).contains(n));
+    let text = text.to_string_lossy();
+    let threads = text.parse().ok().filter(|n| (1..=MAX_THREADS).contains(n));
     let reason = || format!("{text:?} is not a number of threads; give 1 to {MAX_THREADS}");
     threads.map(Some).ok_or_else(|| Error::argument(NAME, reason()))
 }
