@@ -76,9 +76,6 @@ class Quantized:
     block_size: int | None
     key_id: bytes | None
 
-    # Comparison and arithmetic with arrays are not NumPy's: ``q == x`` is False, ``q + x`` a TypeError.
-    __array_ufunc__ = None
-
     def __init__(
         self,
         packed: ArrayLike,
@@ -104,16 +101,21 @@ class Quantized:
             )
         if scale is None or isinstance(scale, str):
             raise TypeError(f"scale: expected numbers, got {scale!r}")
-        scales, offsets = _arguments.scaling(scale, offset)
+        scales = _plain(_arguments.numbers(scale, "scale"), len(dims))
         if tensor_scale is not None:
             raise _core.Error(f"tensor_scale: {fmt.name} has none; give None")
         if key_id is not None and not isinstance(key_id, bytes):
             raise TypeError(f"key_id: expected bytes or None, got {type(key_id).__name__}")
         if key_id is not None and len(key_id) != 8:
             raise _core.Error(f"key_id: expected 8 bytes, got {len(key_id)}")
-        assert isinstance(scales, np.ndarray)
-        codes, scales = _plain(codes, 1), _plain(scales, len(dims))
-        offsets = None if offsets is None else _plain(offsets, len(dims))
+        offsets = None if offset is None else _plain(_arguments.numbers(offset, "offset"), len(dims))
+        if offsets is not None and offsets.shape != scales.shape:
+            try:
+                offsets = np.ascontiguousarray(np.broadcast_to(offsets, scales.shape))
+            except ValueError:
+                reason = f"shape {offsets.shape} does not broadcast to scale's {scales.shape}"
+                raise _core.Error(f"offset: {reason}") from None
+        codes = _plain(codes, 1)
         # As large as the container can say, so that whatever is read can be made.
         size = None if block_size is None else _arguments.within(block_size, "block_size", 1, (1 << 64) - 1)
         where = _core.quantized_check(codes, scales, offsets, fmt, dims, _arguments.axis(axis), size, key_id)
@@ -205,6 +207,12 @@ class Quantized:
         )
         return result if dtype is None else result.astype(dtype, copy=False)
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> bool:
+        # Else NumPy would compare and compute with the numbers, unasked, or end in an error about broadcasting.
+        if ufunc in (np.equal, np.not_equal):
+            return ufunc is np.not_equal
+        raise TypeError(f"numpy.{ufunc.__name__}: a Quantized is no array of numbers; compute with np.asarray(q)")
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of a Quantized of no dimensions")
@@ -233,4 +241,7 @@ class Quantized:
 
 def _plain(array: NDArray[Any], ndim: int) -> NDArray[Any]:
     """Give a C-contiguous, aligned array of at least `ndim` dimensions."""
-    return np.require(array, requirements=["C", "A"]).reshape((1,) * (ndim - array.ndim) + array.shape)
+    try:
+        return np.require(array, requirements=["C", "A"]).reshape((1,) * (ndim - array.ndim) + array.shape)
+    except ValueError:
+        raise _core.Error(f"shape: {ndim} dimensions are more than NumPy has") from None
