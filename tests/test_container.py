@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import re
+import subprocess
+import sys
+import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +90,160 @@ def test_equality(name: str) -> None:
     for other in others:
         assert q != other
         assert not q == other  # noqa: SIM201  (the other operator)
+
+
+def test_an_array_is_never_equal() -> None:
+    q = lb.quantize(normal(4), "int4")
+    for array in (np.asarray(q), normal(7), np.float32(1)):
+        assert (q == array) is False
+        assert (array == q) is False
+        assert q != array
+    for sum_ in (lambda: q + normal(4), lambda: normal(4) + q, lambda: np.abs(q)):
+        with pytest.raises(TypeError, match=r"Quantized.*np\.asarray"):
+            sum_()
+
+
+def test_its_memory_is_read_only(name: str) -> None:
+    out = np.zeros(12, np.uint8)
+    made = [lb.quantize(normal(24), name, out=out), lb.quantize(normal(24), name, scale=np.ones(24, np.float32))]
+    made += [lb.Quantized.from_bytes(q.to_bytes()) for q in made] + [lb.Quantized(*parts(q).values()) for q in made]
+    if lb.get_format(name).uniform:
+        made.append(lb.quantize(normal(24), name, scale="minmax"))
+    for q in made:
+        for field in (q.packed, q.scale, *([] if q.offset is None else [q.offset])):
+            assert not field.flags.writeable
+            with pytest.raises(ValueError, match="read-only"):
+                field[...] = 0
+        assert hash(q) == hash(copy.copy(q))
+    assert out.flags.writeable
+    assert np.shares_memory(made[0].packed, out)
+
+
+# --- Made by hand -----------------------------------------------------------------------------------------------------
+
+
+def parts(q: lb.Quantized) -> dict[str, Any]:
+    names = ("packed", "scale", "offset", "tensor_scale", "format", "shape", "axis", "block_size", "key_id")
+    return {name: getattr(q, name) for name in names}
+
+
+def test_the_constructor_makes_what_quantize_makes(name: str) -> None:
+    for q in examples(name):
+        assert_equal(lb.Quantized(**parts(q)), q)
+        own = dict(parts(q), format=name, shape=[np.int64(length) for length in q.shape])
+        if q.axis is not None:
+            own["axis"] = q.axis - q.ndim
+        own["packed"] = np.repeat(q.packed, 2)[::2]
+        assert_equal(lb.Quantized(**own), q)
+
+
+def test_scales_of_any_layout() -> None:
+    q = lb.quantize(normal(12).reshape(3, 4), "int4", scale=np.exp2(np.arange(12)).reshape(3, 4) / 8)
+    shifted = np.zeros(49, np.uint8)[1:].view(np.float32).reshape(3, 4)
+    shifted[...] = q.scale
+    assert not shifted.flags.aligned
+    for scale in (
+        np.asfortranarray(q.scale),
+        q.scale.astype(">f4"),
+        q.scale.astype(np.float64),
+        q.scale.tolist(),
+        shifted,
+    ):
+        assert_equal(lb.Quantized(**dict(parts(q), scale=scale)), q)
+    row = lb.Quantized(**dict(parts(q), scale=q.scale[0]))
+    assert row.scale.shape == (1, 4)
+    assert_equal(lb.Quantized.from_bytes(row.to_bytes()), row)
+    table = lb.get_format("int4").decode_table
+    assert_same(lb.dequantize(row), table[q.codes] * q.scale[0])
+    affine = lb.Quantized(**dict(parts(q), offset=1.0))
+    assert affine.offset is not None
+    assert affine.offset.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "error"),
+    [
+        ("packed", np.zeros(5, np.uint8), lb.Error),
+        ("packed", np.zeros(7, np.uint8), lb.Error),
+        ("packed", np.zeros(6, np.int8), TypeError),
+        ("packed", np.zeros((6, 1), np.uint8), TypeError),
+        ("packed", b"123456", TypeError),
+        ("scale", np.nan, lb.Error),
+        ("scale", 0.0, lb.Error),
+        ("scale", 1e300, lb.Error),
+        ("scale", np.ones(3), lb.Error),
+        ("scale", np.ones((1, 1, 1)), lb.Error),
+        ("scale", "amax", TypeError),
+        ("scale", None, TypeError),
+        ("scale", 1j, TypeError),
+        ("offset", np.inf, lb.Error),
+        ("offset", np.ones(3), lb.Error),
+        ("tensor_scale", 2, lb.Error),
+        ("format", "int5", lb.Error),
+        ("format", 4, TypeError),
+        ("shape", (-1, 4), lb.Error),
+        ("shape", (3, True), TypeError),
+        ("shape", 12, TypeError),
+        ("shape", "34", TypeError),
+        ("shape", (2**40, 2**40), lb.Error),
+        ("axis", 256, lb.Error),
+        ("axis", 2, lb.Error),
+        ("axis", 0.0, TypeError),
+        ("block_size", 0, lb.Error),
+        ("block_size", -1, lb.Error),
+        ("block_size", 2.0, TypeError),
+        ("key_id", b"ab", lb.Error),
+        ("key_id", "12345678", TypeError),
+    ],
+)
+def test_fields_that_are_wrong(field: str, bad: Any, error: type[Exception]) -> None:
+    good = parts(lb.quantize(normal(12).reshape(3, 4), "int4"))
+    with pytest.raises(error, match=field):
+        lb.Quantized(**dict(good, **{field: bad}))
+
+
+def test_only_equal_steps_have_offsets_and_dither() -> None:
+    good = parts(lb.quantize(normal(12), "radix4"))
+    for field, bad in (("offset", 0.0), ("key_id", b"12345678")):
+        with pytest.raises(lb.Error, match=field):
+            lb.Quantized(**dict(good, **{field: bad}))
+    odd = parts(lb.quantize(normal(3), "int4"))
+    with pytest.raises(lb.Error, match="packed"):
+        lb.Quantized(**dict(odd, packed=odd["packed"] | np.uint8(0xF0)))
+
+
+def test_bytes_take_no_second_copy_of_the_scales() -> None:
+    q = lb.quantize(np.ones(1 << 18, np.float32), "int4", block_size=1)
+    tracemalloc.start()
+    try:
+        data = q.to_bytes()
+        assert tracemalloc.get_traced_memory()[1] < len(data) + (1 << 16)
+    finally:
+        tracemalloc.stop()
+
+
+def test_bytes_while_the_memory_is_written() -> None:
+    """A thread that quantizes into memory that others read is the caller's business; it must not be an odd error."""
+    out, x = np.zeros(1 << 19, np.uint8), normal(1 << 20)
+    q, failures = lb.quantize(x, "int4", out=out), []
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            lb.quantize(x, "int4", out=out)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(30):
+            try:
+                q.to_bytes()
+            except BaseException as error:  # a panic is none of Exception
+                failures.append(error)
+    finally:
+        stop.set()
+        writer.join()
+    assert not failures
 
 
 def test_repr_tells_what_it_is(name: str) -> None:
@@ -203,8 +363,8 @@ def test_plain_arrays_of_any_layout_and_dtype(tmp_path: Path) -> None:
     else:
         assert np.array_equal(lb.load(tmp_path / "b.safetensors")["swapped"], swapped)
     for bad in (np.array([1j], np.complex256 if hasattr(np, "complex256") else object), np.array(["a"])):
-        with pytest.raises(TypeError):
-            lb.save(tmp_path / "c.safetensors", {"bad": bad})
+        with pytest.raises(TypeError, match="'bad'"):
+            lb.save(tmp_path / "c.safetensors", {"good": x, "bad": bad})
 
 
 def test_files_are_safetensors(tmp_path: Path) -> None:
@@ -252,9 +412,55 @@ def test_bad_files(tmp_path: Path) -> None:
 
 def test_names_that_collide(tmp_path: Path) -> None:
     q = lb.quantize(normal(12), "int4")
-    with pytest.raises(lb.Error, match=r"w\.scale"):
-        lb.save(tmp_path / "a.safetensors", {"w": q, "w.scale": normal(3)})
+    for part in ("w.scale", "w.offset"):
+        for arrays in ({"w": q, part: normal(3)}, {part: normal(3), "w": q}, {part: q, "w": q}):
+            with pytest.raises(lb.Error, match=re.escape(part)):
+                lb.save(tmp_path / "a.safetensors", arrays)
+    for name in ("__metadata__", "a\ud800"):
+        for value in (q, normal(3)):
+            with pytest.raises(lb.Error, match=re.escape(repr(name))):
+                lb.save(tmp_path / "a.safetensors", {name: value})
     for bad in ({1: normal(3)}, [normal(3)], None):
         with pytest.raises(TypeError):
             lb.save(tmp_path / "a.safetensors", bad)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_file_name(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 240 + ".tensors")
+    lb.save(path, {"w": normal(3)})
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights and links are POSIX's")
+def test_links_rights_and_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "a.safetensors", tmp_path / "link.safetensors"
+    link.symlink_to(target)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    old = os.umask(0o027)
+    try:
+        # Reading the mask would mean to set it, for every thread of the process.
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", None)
+            lb.save(link, {"w": normal(3)})
+    finally:
+        os.umask(old)
+    assert link.is_symlink()
+    assert synced == [target.stat().st_ino], "on the disk before it has its name"
+    assert target.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_bfloat16_files_in_a_fresh_process(tmp_path: Path, installed: bool) -> None:
+    """NumPy knows bfloat16 only after ml_dtypes was imported, which nobody need have done."""
+    path = tmp_path / "a.safetensors"
+    lb.save(path, {"half": normal(4).astype(BFLOAT16)})
+    hide = "" if installed else "sys.modules['ml_dtypes'] = None; "
+    script = f"import sys; {hide}import lowbit as lb; print(lb.load(sys.argv[1])['half'].dtype)"
+    run = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    if installed:
+        assert run.stdout.strip() == "bfloat16", run.stderr
+    else:
+        assert re.search(r"lowbit.*Error: .*'half'.*pip install ml_dtypes", run.stderr), run.stderr

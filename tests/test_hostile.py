@@ -121,3 +121,13 @@ def test_a_message_allocates_no_more_than_it_brings() -> None:
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_scales_of_a_layout_that_is_none() -> None:
+    """A reader's checks are the constructor's, so what it refuses is told by the field's name."""
+    q = lb.quantize(normal(12).reshape(3, 4), "int4", axis=0)
+    good = fields(q)
+    assert lb.Quantized(**good) == q
+    for field, bad in (("shape", (2**40, 2**40)), ("shape", (1,) * 65), ("scale", np.ones((4, 1))), ("axis", 2)):
+        with pytest.raises(lb.Error, match=field):
+            lb.Quantized(**dict(good, **{field: bad}))

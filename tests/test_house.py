@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import re
 import sys
 from pathlib import Path
@@ -107,8 +108,28 @@ def test_every_list_names_the_same_formats() -> None:
 def test_public_names_have_docstrings_with_examples() -> None:
     for name in lb.__all__:
         thing = getattr(lb, name)
-        if callable(thing):
-            assert thing.__doc__, name
+        if callable(thing) and not (isinstance(thing, type) and issubclass(thing, Exception)):
+            assert ">>>" in (thing.__doc__ or ""), name
+
+
+@pytest.mark.parametrize("public", ["Format", "formats", "get_format", "get_num_threads", "set_num_threads"])
+def test_the_cores_examples_are_executed(public: str) -> None:
+    """Pytest collects examples from Python files only."""
+    thing = getattr(lb, public)
+    threads = lb.get_num_threads()
+    try:
+        for example in doctest.DocTestFinder(recurse=False).find(thing, public, module=False, globs={}):
+            report: list[str] = []
+            assert doctest.DocTestRunner().run(example, out=report.append).failed == 0, "".join(report)
+    finally:
+        lb.set_num_threads(threads)
+
+
+def test_every_getter_of_a_format_says_what_it_is() -> None:
+    getters = [name for name in dir(lb.Format) if not name.startswith("_")]
+    assert "scale_rules" in getters
+    for name in getters:
+        assert getattr(lb.Format, name).__doc__, name
 
 
 def test_files_stay_small() -> None:

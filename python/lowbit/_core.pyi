@@ -132,6 +132,19 @@ def unpack(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[Any]: ...
 def round_with_words(
     t: NDArray[np.float32], format: str | Format, words: NDArray[np.uint32]
 ) -> NDArray[np.float32]: ...
+def quantized_check(
+    packed: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    offset: NDArray[np.float32] | None,
+    format: str | Format,
+    shape: Sequence[int],
+    axis: int | None,
+    block_size: int | None,
+    key_id: bytes | None,
+) -> int | None: ...
+def read_only(
+    packed: NDArray[np.uint8], scale: NDArray[np.float32], offset: NDArray[np.float32] | None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]: ...
 def quantized_to_bytes(
     packed: NDArray[np.uint8],
     scale: NDArray[np.float32],

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
 from safetensors.numpy import save_file
 
 from lowbit import _core
@@ -26,20 +28,25 @@ _KEY, _VERSION = "lowbit", 1
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[Any]]) -> None:
     """Write named arrays to a safetensors file; the file appears whole or not at all.
 
+    A link is followed: the file that it points to is replaced.
+
     Parameters
     ----------
     path : str or path-like
         Where to write.
     arrays : mapping of str to Quantized or numpy.ndarray
         A Quantized is stored as its packed codes (U8, under its name), ``name.scale`` and ``name.offset``, and
-        described in the metadata under ``lowbit``; plain arrays as they are.
+        described in the metadata under ``lowbit``; plain arrays as they are. Both names are a Quantized's own, even
+        where it has no offset.
 
     Raises
     ------
     TypeError
         A name is not a str, or a value neither a Quantized nor an array that safetensors can hold.
     lowbit.Error
-        Two things would have the same name.
+        Two things would have the same name, or a name is not one that a file can hold.
+    OSError
+        The file cannot be written.
 
     Examples
     --------
@@ -53,18 +60,18 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
     described: dict[str, dict[str, Any]] = {}
 
     def put(name: str, array: NDArray[Any]) -> None:
-        if name in tensors:
-            raise _core.Error(
-                f"arrays: {name!r} would be there twice (a quantized array also takes .scale and .offset)"
-            )
+        try:
+            # No numbers, but the dtype: what safetensors lacks is told with the array's name, before a file is there.
+            to_safetensors({name: np.empty(0, array.dtype)})
+        except (KeyError, SafetensorError) as error:
+            raise TypeError(f"arrays: {name!r} has dtype {array.dtype}, which safetensors lacks ({error})") from None
         tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
 
     if not isinstance(arrays, Mapping):
         raise TypeError(f"arrays: expected a mapping of names to arrays, got {type(arrays).__name__}")
-    target = _path(path)
+    target = Path(os.path.realpath(_path(path)))
+    _check_names(arrays)
     for name, value in arrays.items():
-        if not isinstance(name, str):
-            raise TypeError(f"arrays: names must be str, got {type(name).__name__}")
         if isinstance(value, Quantized):
             put(name, value.packed)
             put(f"{name}.scale", value.scale)
@@ -81,19 +88,42 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
             put(name, value)
         else:
             raise TypeError(f"arrays: {name!r} is a {type(value).__name__}, not a Quantized or a numpy.ndarray")
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    # A short name of its own: the target's may already be as long as the file system takes.
+    temporary = target.with_name(f".lowbit-{secrets.token_hex(8)}")
     try:
+        # Made here, so that it has the rights that the user's umask leaves; some versions of safetensors put a private
+        # file in its place.
+        with temporary.open("xb") as file:
+            rights = os.fstat(file.fileno()).st_mode & 0o777
         save_file(tensors, temporary, {_KEY: json.dumps({"version": _VERSION, "arrays": described}, sort_keys=True)})
-        # mkstemp makes a private file; a new file has the rights that the user's umask leaves.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(target)
-    except (KeyError, SafetensorError) as error:
-        raise TypeError(f"arrays: one has a dtype that safetensors lacks ({error})") from None
+        temporary.chmod(rights)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(target)
+    except SafetensorError as error:
+        raise OSError(f"path: {os.fspath(path)!r} cannot be written ({error})") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _check_names(arrays: Mapping[Any, Any]) -> None:
+    """Refuse names that a file cannot hold or that two things would have."""
+    for name, value in arrays.items():
+        if not isinstance(name, str):
+            raise TypeError(f"arrays: names must be str, got {type(name).__name__}")
+        if name == "__metadata__":
+            raise _core.Error(f"arrays: {name!r} is safetensors' own name; give another")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise _core.Error(
+                f"arrays: the name {name!r} has a lone surrogate, which is no UTF-8; give another"
+            ) from None
+        if not isinstance(value, Quantized):
+            continue
+        for part in (f"{name}.scale", f"{name}.offset"):
+            if part in arrays:
+                raise _core.Error(f"arrays: {part!r} is a name that the quantized {name!r} takes for itself")
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Quantized | NDArray[Any]]:
@@ -115,13 +145,23 @@ def load(path: str | os.PathLike[str]) -> dict[str, Quantized | NDArray[Any]]:
         There is no such file.
     lowbit.DecodeError
         The file is damaged or described in a way that this version does not know.
+    lowbit.Error
+        An array has a dtype (bfloat16, 8-bit floats) for which NumPy needs the package ml_dtypes.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit as lb, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> lb.save(path, {"w": lb.quantize(np.float32([1, -2, 3.5]), "int4")})
+    >>> np.asarray(lb.load(path)["w"])
+    array([ 1. , -2. ,  3.5], dtype=float32)
     """
     if not _path(path).exists():
         raise FileNotFoundError(f"path: there is no file {os.fspath(path)!r}")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            tensors = {name: _tensor(file, name) for name in sorted(file.keys())}
     except SafetensorError as error:
         raise _core.DecodeError(f"cannot decode: {error}") from None
     result: dict[str, Quantized | NDArray[Any]] = dict(tensors)
@@ -135,23 +175,37 @@ def load(path: str | os.PathLike[str]) -> dict[str, Quantized | NDArray[Any]]:
             scale, offset = tensors[f"{name}.scale"], tensors.get(f"{name}.offset")
             for part in (f"{name}.scale", f"{name}.offset"):
                 result.pop(part, None)
-            data = _core.quantized_to_bytes(
+            key_id = None if about["key_id"] is None else bytes.fromhex(about["key_id"])
+            result[name] = Quantized(
                 tensors[name],
                 scale,
                 offset,
+                None,
                 about["format"],
                 about["shape"],
                 about["axis"],
                 about["block_size"],
-                None if about["key_id"] is None else bytes.fromhex(about["key_id"]),
+                key_id,
             )
-            # Reading the container checks everything that a damaged description could get wrong.
-            result[name] = Quantized.from_bytes(data)
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, _core.DecodeError):
             raise
         raise _core.DecodeError(f"cannot decode: the description of the arrays is damaged ({error})") from None
     return result
+
+
+def _tensor(file: Any, name: str) -> NDArray[Any]:
+    """Read a tensor; NumPy knows some dtypes only once ml_dtypes has been imported."""
+    try:
+        return file.get_tensor(name)  # type: ignore[no-any-return]
+    except (TypeError, AttributeError):
+        dtype = file.get_slice(name).get_dtype()
+    try:
+        importlib.import_module("ml_dtypes")
+    except ImportError:
+        reason = f"{name!r} has dtype {dtype}, for which NumPy needs ml_dtypes: pip install ml_dtypes"
+        raise _core.Error(f"path: {reason}") from None
+    return file.get_tensor(name)  # type: ignore[no-any-return]
 
 
 def _path(path: str | os.PathLike[str]) -> Path:

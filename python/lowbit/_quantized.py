@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from lowbit import _core
+from lowbit import _arguments, _core
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from lowbit._formats import FormatLike
 
 
 class Quantized:
     """Codes of a few bits, their scales, and what is needed to read them.
 
-    `quantize` makes them; a Quantized cannot be changed. ``np.asarray(q)`` is the dequantized float32 array.
+    `quantize` makes them; the constructor takes the same parts from elsewhere and checks them. A Quantized cannot be
+    changed: its arrays are read-only views (so do not write to memory that you gave it). It is no array:
+    ``np.asarray(q)`` is the dequantized float32 array, to be computed with.
 
     Attributes
     ----------
     packed : numpy.ndarray
         uint8, shape (ceil(size * bits / 8),): the codes in C order as one flat bit string, least significant bit first.
     scale : numpy.ndarray
-        float32; broadcasts to `shape`, or with `block_size` to the blocked shape.
+        float32, of as many dimensions as `shape`; broadcasts to `shape`, or with `block_size` to the blocked shape.
     offset : numpy.ndarray or None
         float32, of scale's shape: the number that the lowest code stands for.
-    tensor_scale : numpy.float32 or None
-        A second scale for the whole array, where the format has one.
+    tensor_scale : None
+        A second scale for the whole array: no format of this version has one.
     format : Format
         The number format.
     shape : tuple of int
@@ -37,6 +41,27 @@ class Quantized:
         How scales are shared.
     key_id : bytes or None
         Eight bytes that tell the key of ``rounding="dither"`` from others without giving it away.
+
+    Raises
+    ------
+    TypeError
+        A field has the wrong type or dtype.
+    lowbit.Error
+        A field does not fit the others, or is out of range; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit as lb
+    >>> q = lb.quantize(np.float32([[1, -2, 3.5], [7, 0, -7]]), "int4")
+    >>> q
+    <Quantized int4 (2, 3), 7 bytes>
+    >>> q.codes
+    array([[ 1, 14,  4],
+           [ 7,  0,  9]], dtype=uint8)
+    >>> np.asarray(lb.Quantized(q.packed, 0.5, None, None, "int4", (6,), None, None, None))
+    array([ 0.5, -1. ,  2. ,  3.5,  0. , -3.5], dtype=float32)
+    >>> lb.Quantized.from_bytes(q.to_bytes()) == q
+    True
     """
 
     __slots__ = ("axis", "block_size", "format", "key_id", "offset", "packed", "scale", "shape", "tensor_scale")
@@ -53,16 +78,69 @@ class Quantized:
 
     def __init__(
         self,
+        packed: ArrayLike,
+        scale: ArrayLike,
+        offset: ArrayLike | None,
+        tensor_scale: None,
+        format: FormatLike,
+        shape: Iterable[SupportsIndex],
+        axis: SupportsIndex | None,
+        block_size: SupportsIndex | None,
+        key_id: bytes | None,
+    ) -> None:
+        fmt = _core.get_format(format)
+        try:
+            lengths = tuple(shape)
+        except TypeError:
+            raise TypeError(f"shape: expected a sequence of ints, got {type(shape).__name__}") from None
+        dims = tuple(_arguments.within(length, "shape", 0, (1 << 63) - 1) for length in lengths)
+        codes = _arguments.array(packed, "packed")
+        if codes.dtype != np.uint8 or codes.ndim != 1:
+            raise TypeError(
+                f"packed: expected a one-dimensional uint8 array, got {codes.ndim} dimensions of {codes.dtype}"
+            )
+        if scale is None or isinstance(scale, str):
+            raise TypeError(f"scale: expected numbers, got {scale!r}")
+        scales = _plain(_arguments.numbers(scale, "scale"), len(dims))
+        if tensor_scale is not None:
+            raise _core.Error(f"tensor_scale: {fmt.name} has none; give None")
+        if key_id is not None and not isinstance(key_id, bytes):
+            raise TypeError(f"key_id: expected bytes or None, got {type(key_id).__name__}")
+        if key_id is not None and len(key_id) != 8:
+            raise _core.Error(f"key_id: expected 8 bytes, got {len(key_id)}")
+        offsets = None if offset is None else _plain(_arguments.numbers(offset, "offset"), len(dims))
+        if offsets is not None and offsets.shape != scales.shape:
+            try:
+                offsets = np.ascontiguousarray(np.broadcast_to(offsets, scales.shape))
+            except ValueError:
+                reason = f"shape {offsets.shape} does not broadcast to scale's {scales.shape}"
+                raise _core.Error(f"offset: {reason}") from None
+        codes = _plain(codes, 1)
+        # As large as the container can say, so that whatever is read can be made.
+        size = None if block_size is None else _arguments.within(block_size, "block_size", 1, (1 << 64) - 1)
+        where = _core.quantized_check(codes, scales, offsets, fmt, dims, _arguments.axis(axis), size, key_id)
+        self._fill(codes, scales, offsets, None, fmt, dims, where, size, key_id)
+
+    @classmethod
+    def _trusted(cls, *fields: Any) -> Quantized:
+        """Make one of parts that the core has made or checked; the order is the constructor's."""
+        self = cls.__new__(cls)
+        self._fill(*fields)
+        return self
+
+    def _fill(
+        self,
         packed: NDArray[np.uint8],
         scale: NDArray[np.float32],
         offset: NDArray[np.float32] | None,
         tensor_scale: np.float32 | None,
         format: _core.Format,
-        shape: Sequence[int],
+        shape: Iterable[int],
         axis: int | None,
         block_size: int | None,
         key_id: bytes | None,
     ) -> None:
+        packed, scale, offset = _core.read_only(packed, scale, offset)
         put = object.__setattr__
         put(self, "packed", packed)
         put(self, "scale", scale)
@@ -87,7 +165,7 @@ class Quantized:
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"data: expected bytes, got {type(data).__name__}")
-        return cls(*_core.quantized_from_bytes(bytes(data)))
+        return cls._trusted(*_core.quantized_from_bytes(bytes(data)))
 
     def to_bytes(self) -> bytes:
         """Write everything but the key as one container (``docs/wire.md``)."""
@@ -98,7 +176,7 @@ class Quantized:
     @property
     def codes(self) -> NDArray[Any]:
         """Bit patterns in the array's shape: uint8, or uint16 for formats of more than 8 bits."""
-        return _core.unpack(np.ascontiguousarray(self.packed), self.format.bits, self.size).reshape(self.shape)
+        return _core.unpack(self.packed, self.format.bits, self.size).reshape(self.shape)
 
     @property
     def size(self) -> int:
@@ -129,6 +207,12 @@ class Quantized:
         )
         return result if dtype is None else result.astype(dtype, copy=False)
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> bool:
+        # Else NumPy would compare and compute with the numbers, unasked, or end in an error about broadcasting.
+        if ufunc in (np.equal, np.not_equal):
+            return ufunc is np.not_equal
+        raise TypeError(f"numpy.{ufunc.__name__}: a Quantized is no array of numbers; compute with np.asarray(q)")
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of a Quantized of no dimensions")
@@ -153,3 +237,11 @@ class Quantized:
         shared = "" if self.axis is None else f", axis={self.axis}"
         shared += "" if self.block_size is None else f", block_size={self.block_size}"
         return f"<Quantized {self.format.name} {self.shape}{shared}, {self.nbytes} bytes>"
+
+
+def _plain(array: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """Give a C-contiguous, aligned array of at least `ndim` dimensions."""
+    try:
+        return np.require(array, requirements=["C", "A"]).reshape((1,) * (ndim - array.ndim) + array.shape)
+    except ValueError:
+        raise _core.Error(f"shape: {ndim} dimensions are more than NumPy has") from None

@@ -40,11 +40,6 @@ pub struct Header {
 }
 
 impl Header {
-    /// The number of elements; an error if it is beyond any memory.
-    pub fn count(&self) -> Result<usize> {
-        count(&self.shape)
-    }
-
     /// The whole header for a payload of `payload` bytes, and the bytes that payload, padding and checksum will take.
     pub fn to_bytes(&self, payload: usize) -> Result<(Vec<u8>, usize)> {
         let length = (FIXED + 8 * self.shape.len() + self.parameters.len() + CRC).next_multiple_of(ALIGN);
@@ -53,7 +48,7 @@ impl Header {
         bytes.extend(MAGIC);
         bytes.extend([VERSION.0, VERSION.1, self.kind, self.codec]);
         bytes.extend(self.flags.to_le_bytes());
-        for word in [self.count()? as u64, framed as u64, self.key_id, self.sender] {
+        for word in [count(&self.shape)? as u64, framed as u64, self.key_id, self.sender] {
             bytes.extend(word.to_le_bytes());
         }
         for word in [self.shape.len() as u32, self.parameters.len() as u32, length as u32, 0] {
@@ -101,7 +96,8 @@ impl Header {
             .iter()
             .map(|bytes| usize::try_from(u64::from_le_bytes(*bytes)).unwrap_or(usize::MAX))
             .collect();
-        if count(&shape)? as u64 != long(16) {
+        let elements = count(&shape).map_err(|error| Error::decode(error.to_string()))?;
+        if elements as u64 != long(16) {
             return Err(Error::decode("the element count is not that of the shape"));
         }
         let rest = &data[length..];
@@ -125,13 +121,16 @@ impl Header {
 }
 
 /// The number of elements of a shape, if an array could have it.
-fn count(shape: &[usize]) -> Result<usize> {
+pub fn count(shape: &[usize]) -> Result<usize> {
+    if shape.len() > MAX_DIMS {
+        return Err(Error::argument("shape", format!("{} dimensions are more than {MAX_DIMS}", shape.len())));
+    }
     // NumPy's rule: the dimensions other than zero must not overflow, even if there are no elements.
     let product = shape.iter().filter(|length| **length > 0).try_fold(1_usize, |n, length| n.checked_mul(*length));
     match product {
         // Eight bytes per element is the most that anybody asks for.
         Some(n) if n <= isize::MAX as usize / 8 => Ok(if shape.contains(&0) { 0 } else { n }),
-        _ => Err(Error::decode(format!("no array can have the shape {shape:?}"))),
+        _ => Err(Error::argument("shape", format!("no array can have the shape {shape:?}"))),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A quantized array in the container: kind 1.
 
-use super::header::Header;
+use super::header::{Header, count};
 use crate::error::{Error, Result};
 use crate::formats::Format;
 use crate::pack::{check_packed, packed_len};
@@ -94,45 +94,61 @@ impl Quantized {
             has_offset: header.flags & HAS_OFFSET != 0,
             shape: header.shape.clone(),
         };
-        let scales = this.check(format)?.checked_mul(4).ok_or_else(|| Error::decode("too many scales"))?;
+        let decode = |error: Error| Error::decode(error.to_string());
+        let (codes, scales) = this.layout(format).map_err(decode)?;
+        let scales = scales.checked_mul(4).ok_or_else(|| Error::decode("too many scales"))?;
         if this.key_id.is_none() && header.key_id != 0 {
             return Err(Error::decode("a key id without dither"));
         }
         let mut payload = Cursor(payload);
         let scale = payload.take(scales)?;
         let offset = payload.take(if this.has_offset { scales } else { 0 })?;
-        let packed = payload.take(packed_len(header.count()?, format.bits))?;
+        let packed = payload.take(packed_len(codes, format.bits))?;
         if payload.0.len() >= 16 || payload.0.iter().any(|byte| *byte != 0) {
             return Err(Error::decode("the payload's padding is not zero"));
         }
-        let (least, most) = SCALE_RANGE;
-        if floats(scale).any(|scale| !(least..=most).contains(&scale))
-            || floats(offset).any(|offset| !offset.is_finite())
-        {
-            return Err(Error::decode("a scale or offset is out of range"));
-        }
-        check_packed("codes", packed, header.count()?, format.bits)
-            .map_err(|error| Error::decode(error.to_string()))?;
+        this.check(floats(scale), floats(offset), packed).map_err(decode)?;
         Ok((this, Parts { scale, offset, packed }))
     }
 
-    /// Checks that the layout makes sense; gives the number of scales.
-    fn check(&self, format: &Format) -> Result<usize> {
-        let axis = self.axis.map(|axis| axis as isize);
-        let grouping =
-            Grouping::new(self.shape.len(), axis, self.block_size).map_err(|error| Error::decode(error.to_string()))?;
+    /// Checks everything that a reader will, so that what passes can be written, read and dequantized.
+    pub fn check(
+        &self,
+        mut scale: impl Iterator<Item = f32>,
+        mut offset: impl Iterator<Item = f32>,
+        packed: &[u8],
+    ) -> Result<()> {
+        let format = Format::named(self.format)?;
+        let (codes, _) = self.layout(format)?;
+        let (least, most) = SCALE_RANGE;
+        if let Some(scale) = scale.find(|scale| !(least..=most).contains(scale)) {
+            return Err(Error::argument("scale", format!("{scale} is out of range; give 2^-126 to 2^126")));
+        }
+        if let Some(offset) = offset.find(|offset| !offset.is_finite()) {
+            return Err(Error::argument("offset", format!("{offset} is not finite")));
+        }
+        check_packed("packed", packed, codes, format.bits)
+    }
+
+    /// Checks that the layout makes sense; gives the numbers of codes and of scales.
+    fn layout(&self, format: &Format) -> Result<(usize, usize)> {
+        let codes = count(&self.shape)?;
+        let grouping = Grouping::new(self.shape.len(), self.axis.map(|axis| axis as isize), self.block_size)?;
         if self.block_size.is_some() && self.axis.is_none() {
-            return Err(Error::decode("blocks without an axis"));
+            return Err(Error::argument("axis", "blocks lie along one; give it"));
         }
-        if (self.has_offset || self.key_id.is_some()) && format.uniform().is_none() {
-            return Err(Error::decode(format!("{} has neither offsets nor dither", format.name)));
+        for (argument, given) in [("offset", self.has_offset), ("key_id", self.key_id.is_some())] {
+            if given && format.uniform().is_none() {
+                return Err(Error::argument(argument, format!("{} has no equal steps; leave it out", format.name)));
+            }
         }
-        let target = grouping.blocked_shape(&self.shape);
-        if self.scale_shape.iter().zip(&target).any(|(length, target)| length != target && *length != 1) {
-            return Err(Error::decode("the scales' shape does not fit the array's"));
+        let (shape, target) = (&self.scale_shape, grouping.blocked_shape(&self.shape));
+        let fits = shape.iter().zip(&target).all(|(length, target)| length == target || *length == 1);
+        if !fits || shape.len() != target.len() {
+            return Err(Error::argument("scale", format!("shape {shape:?} does not broadcast to {target:?}")));
         }
-        let scales = self.scale_shape.iter().try_fold(1_usize, |n, length| n.checked_mul(*length));
-        scales.ok_or_else(|| Error::decode("too many scales"))
+        // No longer than the array's along any dimension, so their number does not overflow unless the array is empty.
+        Ok((codes, count(shape)?))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{parallel, stream};
 #[pymodule(gil_used = false)]
 mod _core {
     #[pymodule_export]
-    use super::container::{quantized_from_bytes, quantized_to_bytes};
+    use super::container::{quantized_check, quantized_from_bytes, quantized_to_bytes, read_only};
     #[pymodule_export]
     use super::format::{Format, formats, get_format};
     #[pymodule_export]
