@@ -20,8 +20,9 @@ pub(super) fn observe(
 ) {
     let (scale, offset) = (Shared::new(scale), Shared::new(offset));
     let level = Level::current();
+    // Called within `level.run`, which costs as much as finishing a group.
     let put = |place: usize, seen: &Observed| {
-        let (this_scale, this_offset) = level.run(|| rule.finish(seen, format));
+        let (this_scale, this_offset) = rule.finish(seen, format);
         // SAFETY: every group is put once; the slices are borrowed until this function returns.
         unsafe {
             scale.put(place, this_scale);
@@ -30,7 +31,8 @@ pub(super) fn observe(
     };
     let shape = x.shape();
     if x.is_empty() {
-        return (0..grouping.scale_shape(shape).iter().product()).for_each(|place| put(place, &Observed::NOTHING));
+        let groups = grouping.scale_shape(shape).iter().product();
+        return level.run(|| (0..groups).for_each(|place| put(place, &Observed::NOTHING)));
     }
     let ordered = rule.statistic == Statistic::Moments;
     let before = |axis: usize| shape[..axis].iter().product::<usize>();
@@ -93,9 +95,11 @@ fn scattered_blocks(
                     let start = (outer * length + row) * inner + first;
                     columns.observe(x.read(start..start + width, &mut buffer));
                 }
+                for column in 0..width {
+                    put(panel * inner + first + column, &columns.seen(column));
+                }
             },
         );
-        (0..width).for_each(|column| put(panel * inner + first + column, &columns.seen(column)));
     });
 }
 
@@ -130,7 +134,7 @@ fn channels(x: &View, channels: usize, inner: usize, statistic: Statistic, put: 
             }
         });
         let seen = seen.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        (first / inner..).zip(&seen).for_each(|(channel, seen)| put(channel, seen));
+        level.run(|| (first / inner..).zip(&seen).for_each(|(channel, seen)| put(channel, seen)));
     }
 }
 
@@ -184,14 +188,19 @@ fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usi
                 },
             );
         });
-        for (piece, observed) in (first..).zip(&wave[..count]) {
-            let (place, part) = (piece / pieces_per_group, piece % pieces_per_group);
-            seen = if part == 0 { Observed::NOTHING.merge(*observed) } else { seen.merge(*observed) };
-            if part + 1 == pieces_per_group {
-                // Row (outer, inner) and group j belong at (outer, j, inner).
-                let (row, j) = (place / groups_per_row, place % groups_per_row);
-                put((row / inner * groups_per_row + j) * inner + row % inner, &seen);
-            }
-        }
+        level.run(
+            #[inline(always)]
+            || {
+                for (piece, observed) in (first..).zip(&wave[..count]) {
+                    let (place, part) = (piece / pieces_per_group, piece % pieces_per_group);
+                    seen = if part == 0 { Observed::NOTHING.merge(*observed) } else { seen.merge(*observed) };
+                    if part + 1 == pieces_per_group {
+                        // Row (outer, inner) and group j belong at (outer, j, inner).
+                        let (row, j) = (place / groups_per_row, place % groups_per_row);
+                        put((row / inner * groups_per_row + j) * inner + row % inner, &seen);
+                    }
+                }
+            },
+        );
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::kernel::{Each, Factor, Plain, Round, Tile};
-use super::layout::{Grouping, Map, SHORT};
+use super::layout::{Grouping, Map};
 use super::{Given, Rounding, Scaling, Spec, observe};
 use crate::cpu::Level;
 use crate::formats::{AnyGrid, Format};
@@ -197,16 +197,16 @@ impl Scaler<'_> {
                         offset.put(first + j, *shift);
                     }
                 }
-                if self.group < SHORT {
+                if self.group == 1 {
                     return each(
                         x.len(),
                         rule.affine,
                         tile,
                         #[inline(always)]
                         |all_scales, all_offsets| {
-                            repeat(&scales[..groups], self.group, all_scales);
+                            all_scales[..groups].copy_from_slice(&scales[..groups]);
                             if rule.affine {
-                                repeat(&offsets[..groups], self.group, all_offsets);
+                                all_offsets[..groups].copy_from_slice(&offsets[..groups]);
                             }
                         },
                     );
@@ -234,15 +234,6 @@ fn each(n: usize, affine: bool, tile: &mut impl Tile, fill: impl FnOnce(&mut [f3
         adds[..n].copy_from_slice(&subs[..n]);
     }
     tile.run(0..n, Each { scale: &scales[..n], recip: &recips[..n], sub: &subs[..n], add: &adds[..n] });
-}
-
-/// Writes each number `times` times, as far as `out` reaches.
-#[inline(always)]
-fn repeat(numbers: &[f32], times: usize, out: &mut [f32; TILE]) {
-    if times == 1 {
-        return out[..numbers.len()].copy_from_slice(numbers);
-    }
-    out.chunks_mut(times).zip(numbers).for_each(|(out, number)| out.fill(*number));
 }
 
 /// One run of one scale.
