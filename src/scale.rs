@@ -100,50 +100,84 @@ impl Statistic {
     }
 }
 
-/// Extremes of many groups side by side, one per column: for statistics that need no order.
+/// Many groups side by side, one per column, whose numbers come row by row in the order of the group.
 pub struct Columns {
     statistic: Statistic,
     low: Vec<i32>,
     high: Vec<i32>,
+    /// Of the piece at hand, sums of magnitudes and of squares: [`LANES`] rows of columns.
+    sums: Vec<f64>,
+    squares: Vec<f64>,
+    /// Of the pieces before it, both sums of each column.
+    done: Vec<(f64, f64)>,
     /// Numbers seen in each column.
     rows: usize,
 }
 
 impl Columns {
-    /// Nothing seen yet in `columns` columns; `None` for a statistic that needs numbers in order.
-    pub fn new(statistic: Statistic, columns: usize) -> Option<Self> {
-        let low = match statistic {
-            Statistic::Amax => Vec::new(),
-            Statistic::MinMax => vec![i32::MAX; columns],
-            Statistic::Moments => return None,
-        };
-        let high = vec![if statistic == Statistic::Amax { 0 } else { i32::MIN }; columns];
-        Some(Columns { statistic, low, high, rows: 0 })
+    /// Nothing seen yet in `columns` columns.
+    pub fn new(statistic: Statistic, columns: usize) -> Self {
+        let (signed, moments) = (statistic == Statistic::MinMax, statistic == Statistic::Moments);
+        let lanes = if moments { LANES * columns } else { 0 };
+        Columns {
+            statistic,
+            low: vec![i32::MAX; if signed { columns } else { 0 }],
+            high: vec![if signed { i32::MIN } else { 0 }; columns],
+            sums: vec![0.0; lanes],
+            squares: vec![0.0; lanes],
+            done: vec![(0.0, 0.0); if moments { columns } else { 0 }],
+            rows: 0,
+        }
     }
 
     /// Observes one number in each column.
     #[inline(always)]
     pub fn observe(&mut self, row: &[f32]) {
-        self.rows += 1;
-        if self.statistic == Statistic::Amax {
+        if self.statistic == Statistic::MinMax {
+            for ((low, high), x) in self.low.iter_mut().zip(&mut self.high).zip(row) {
+                let key = order_key(x.to_bits());
+                *low = (*low).min(key);
+                *high = (*high).max(key);
+            }
+        } else {
             for (high, x) in self.high.iter_mut().zip(row) {
                 *high = (*high).max((x.to_bits() & 0x7fff_ffff) as i32);
             }
-            return;
         }
-        for ((low, high), x) in self.low.iter_mut().zip(&mut self.high).zip(row) {
-            let key = order_key(x.to_bits());
-            *low = (*low).min(key);
-            *high = (*high).max(key);
+        if self.statistic == Statistic::Moments {
+            let lane = self.rows % LANES * self.high.len();
+            for ((sum, square), x) in self.sums[lane..].iter_mut().zip(&mut self.squares[lane..]).zip(row) {
+                let value = f64::from(*x);
+                *sum += value.abs();
+                *square += value * value;
+            }
+        }
+        self.rows += 1;
+        if self.statistic == Statistic::Moments && self.rows.is_multiple_of(PIECE) {
+            for column in 0..self.done.len() {
+                self.done[column] = self.sums_of(column);
+            }
+            self.sums.fill(0.0);
+            self.squares.fill(0.0);
         }
     }
 
+    /// Both sums of column `column`, the piece at hand included: an empty one adds zero, which changes nothing.
+    #[inline(always)]
+    fn sums_of(&self, column: usize) -> (f64, f64) {
+        let Some((sum, squares)) = self.done.get(column) else { return (0.0, 0.0) };
+        let lanes = |sums: &[f64]| join_lanes(std::array::from_fn(|lane| sums[lane * self.done.len() + column]));
+        (sum + lanes(&self.sums), squares + lanes(&self.squares))
+    }
+
     /// What was seen in column `column`.
+    #[inline(always)]
     pub fn seen(&self, column: usize) -> Observed {
-        let high = self.high[column];
+        let (high, count) = (self.high[column], self.rows);
+        let (sum, squares) = self.sums_of(column);
         match self.low.get(column) {
-            None => Observed { magnitude: high as u32, count: self.rows, ..Observed::NOTHING },
-            Some(&low) => Observed { low, high, count: self.rows, ..Observed::NOTHING },
+            None => Observed { magnitude: high as u32, sum, squares, count, ..Observed::NOTHING },
+            Some(&low) => Observed { low, high, count, ..Observed::NOTHING },
         }
     }
 }
@@ -153,13 +187,21 @@ fn magnitude(x: &[f32]) -> u32 {
     x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff))
 }
 
-/// Sums of |x| and of x^2 in float64: element j goes to lane j mod 8, the lanes are joined pairwise.
+/// Element j of a piece is added to lane j mod 8: part of the definition of every float64 sum.
+const LANES: usize = 8;
+
+#[inline(always)]
+fn join_lanes(l: [f64; LANES]) -> f64 {
+    ((l[0] + l[1]) + (l[2] + l[3])) + ((l[4] + l[5]) + (l[6] + l[7]))
+}
+
+/// Sums of |x| and of x^2 in float64: the lanes are joined pairwise.
 #[inline(always)]
 fn lane_sums(x: &[f32]) -> (f64, f64) {
-    let (mut sums, mut squares) = ([0.0_f64; 8], [0.0_f64; 8]);
-    let (rows, rest) = x.as_chunks::<8>();
+    let (mut sums, mut squares) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+    let (rows, rest) = x.as_chunks::<LANES>();
     for row in rows {
-        for lane in 0..8 {
+        for lane in 0..LANES {
             let value = f64::from(row[lane]);
             sums[lane] += value.abs();
             squares[lane] += value * value;
@@ -170,8 +212,7 @@ fn lane_sums(x: &[f32]) -> (f64, f64) {
         sums[lane] += value.abs();
         squares[lane] += value * value;
     }
-    let join = |l: [f64; 8]| ((l[0] + l[1]) + (l[2] + l[3])) + ((l[4] + l[5]) + (l[6] + l[7]));
-    (join(sums), join(squares))
+    (join_lanes(sums), join_lanes(squares))
 }
 
 /// A scale rule.

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowbit as lb
+from lowbit import reference
 from support import BFLOAT16, DTYPES, KEY, assert_same, cast, check, normal, on_flushing_thread, roundings, runs, wild
 
 
@@ -125,6 +126,49 @@ def test_every_small_shape(name: str) -> None:
         for axis, block_size in itertools.product((None, 0, 1, 2), (None, 1, 2, 3)):
             for rule in lb.get_format(name).scale_rules:
                 check(normal(math.prod(shape)).reshape(shape), name, scale=rule, axis=axis, block_size=block_size)
+
+
+# Sums of more than one piece of 4096, in columns few and many; blocks that do not end on a byte; few rows of many columns.
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((4100, 40), {"axis": 1}),
+        ((8192, 33), {"axis": 1}),
+        ((4100, 7), {"axis": 1}),
+        ((3, 1500), {"axis": 1}),
+        ((70, 50, 3), {"axis": 1}),
+        ((4500, 3), {"axis": 0, "block_size": 4200}),
+        ((3, 70, 300), {"axis": 1, "block_size": 33}),
+        ((5001,), {"block_size": 1}),
+        ((5001,), {"block_size": 3}),
+        ((5001,), {"block_size": 513}),
+        ((5001,), {"axis": 0}),
+        ((9, 1001), {"block_size": 5}),
+    ],
+)
+def test_groups_of_every_kind(name: str, shape: tuple[int, ...], options: dict[str, int]) -> None:
+    for rule in lb.get_format(name).scale_rules:
+        check(normal(math.prod(shape)).reshape(shape), name, scale=rule, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 70001), {"axis": 1}),
+        ((2, 3, 66000), {"axis": 2}),
+        ((4, 70001), {"axis": 0, "block_size": 2}),
+        ((3, 1, 70001), {"axis": 1, "block_size": 2}),
+    ],
+)
+def test_more_groups_than_are_treated_at_once(name: str, shape: tuple[int, ...], options: dict[str, int]) -> None:
+    x = normal(math.prod(shape)).reshape(shape)
+    for rule, rounding in itertools.product(lb.get_format(name).scale_rules, roundings(name)):
+        want = reference.fake_quantize(x, name, scale=rule, **options, **rounding)
+        for run in runs(x.size):
+            assert_same(lb.fake_quantize(x, name, scale=rule, **options, **rounding), want, f"{rule} {rounding} {run}")
+        same = x.copy()
+        lb.fake_quantize(same, name, scale=rule, out=same, **options, **rounding)
+        assert_same(same, want, f"in place, {rule} {rounding}")
 
 
 def test_lists_and_scalars_are_arrays(name: str) -> None:

@@ -17,7 +17,7 @@ def peak():
         return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-ways = ({{"scale": 0.5}}, {{}}, {{"scale": "minmax", "axis": 0}}, {{"scale": "sawb"}})
+ways = {ways}
 lb.set_num_threads(2)
 for options in ways:  # lets pools and tables come into being, before the arrays that make the peak
     small = np.ones((512, 512), np.{dtype})
@@ -35,9 +35,12 @@ for options in ways:
 CALLS = 'lb.fake_quantize(x, "int4", out=out, **options)', 'lb.quantize(x, "int4", out=packed, **options)'
 
 
-def taken(dtype: str, view: str, call: str) -> float:
+WAYS: tuple[dict[str, object], ...] = ({"scale": 0.5}, {}, {"scale": "minmax", "axis": 0}, {"scale": "sawb"})
+
+
+def taken(dtype: str, view: str, call: str, ways: tuple[dict[str, object], ...] = WAYS) -> float:
     """Run one call in every way in a process of its own; the most it took, in MiB."""
-    program = PROGRAM.format(dtype=dtype, view=view, call=call)
+    program = PROGRAM.format(dtype=dtype, view=view, call=call, ways=ways)
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return max(int(line) for line in run.stdout.split()) / 2**20
@@ -52,6 +55,24 @@ def test_memory_beside_input_and_output(dtype: str, view: str) -> None:
     for call in (*CALLS, "lb.dequantize(lb.quantize(x, 'int4', out=packed, **options), dtype=x.dtype, out=out)"):
         most = taken(dtype, view, call)
         assert most < 2.5, f"{call}: {most} MiB, more than 1 for each of two threads and half for the allocator"
+
+
+@pytest.mark.parametrize(
+    ("view", "options"),
+    [
+        ("x", {"block_size": 1}),
+        ("x", {"block_size": 3}),
+        ("x", {"block_size": 2, "axis": 0}),
+        ("x.reshape(2, -1)", {"axis": 1}),
+        ("x.reshape(2, -1, 2)", {"axis": 1}),
+        ("x.reshape(8, -1)", {"axis": 0, "block_size": 4}),
+        ("x.reshape(-1)", {"axis": 0}),
+    ],
+)
+def test_memory_for_scales_that_nobody_asked_for(view: str, options: dict[str, object]) -> None:
+    ways = tuple({"scale": rule, **options} for rule in ("amax", "minmax", "sawb"))
+    most = taken("float32", view, CALLS[0], ways)
+    assert most < 2.5, f"{most} MiB, more than 1 for each of two threads and half for the allocator"
 
 
 def test_a_copy_would_be_seen() -> None:

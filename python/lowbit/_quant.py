@@ -154,7 +154,7 @@ def quantize(
         where = -1
     where = None if where is None else where % x.ndim
     key_id = _arguments.key_id(words) if how == "dither" and words is not None else None
-    return Quantized(packed, scales, shifts, None, fmt, x.shape, where, size, key_id)
+    return Quantized._trusted(packed, scales, shifts, None, fmt, x.shape, where, size, key_id)
 
 
 def dequantize(

@@ -3,11 +3,11 @@
 use std::borrow::Cow;
 
 use numpy::npyffi::NPY_ARRAY_WRITEABLE;
-use numpy::{Element, PyArrayDyn, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::array::new_array_of;
+use super::array::{fill_new, slice_of};
 use super::error::Error;
 use super::format::{Format, record};
 use crate::formats::Format as Record;
@@ -15,19 +15,6 @@ use crate::message::quantized::{Parts, Quantized, fill, floats};
 use crate::quantize::Grouping;
 
 type Untyped<'py> = Bound<'py, PyUntypedArray>;
-type Floats<'py> = Bound<'py, PyArrayDyn<f32>>;
-
-/// The elements of a C-contiguous array in C order. NumPy's rules hold, not rust-numpy's borrows, which would refuse to
-/// read an array that another thread reads and writes elsewhere.
-fn slice<'a, T: Element>(argument: &str, array: &'a Bound<'_, PyArrayDyn<T>>) -> PyResult<&'a [T]> {
-    // An F-contiguous array is a slice to rust-numpy, too, but in another order.
-    if !array.is_c_contiguous() || !array.data().cast_const().is_aligned() {
-        return Err(Error::new_err(format!("{argument}: needs a C-contiguous, aligned array")));
-    }
-    // SAFETY: contiguous and aligned memory of a live array. A thread that writes it meanwhile gets an undefined
-    // mixture of old and new numbers, as with NumPy itself.
-    Ok(unsafe { array.as_slice()? })
-}
 
 /// The fields of a quantized array, borrowed from Python's.
 struct Fields<'a> {
@@ -39,9 +26,9 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn new(
-        packed: &'a Bound<'_, PyArrayDyn<u8>>,
-        scale: &'a Floats<'_>,
-        offset: Option<&'a Floats<'_>>,
+        packed: &'a Untyped<'_>,
+        scale: &'a Untyped<'_>,
+        offset: Option<&'a Untyped<'_>>,
         format: &Bound<'_, PyAny>,
         (shape, axis, block_size): (Vec<usize>, Option<usize>, Option<usize>),
         key_id: Option<[u8; 8]>,
@@ -59,9 +46,9 @@ impl<'a> Fields<'a> {
                 scale_shape: scale.shape().to_vec(),
                 has_offset: offset.is_some(),
             },
-            scale: slice("scale", scale)?,
-            offset: offset.map(|offset| slice("offset", offset)).transpose()?.unwrap_or_default(),
-            packed: slice("packed", packed)?,
+            scale: slice_of("scale", scale)?,
+            offset: offset.map(|offset| slice_of("offset", offset)).transpose()?.unwrap_or_default(),
+            packed: slice_of("packed", packed)?,
         })
     }
 }
@@ -70,9 +57,9 @@ impl<'a> Fields<'a> {
 #[pyfunction]
 pub(super) fn quantized_check<'py>(
     py: Python<'py>,
-    packed: Bound<'py, PyArrayDyn<u8>>,
-    scale: Floats<'py>,
-    offset: Option<Floats<'py>>,
+    packed: Untyped<'py>,
+    scale: Untyped<'py>,
+    offset: Option<Untyped<'py>>,
     format: &Bound<'py, PyAny>,
     shape: Vec<usize>,
     axis: Option<isize>,
@@ -91,9 +78,9 @@ pub(super) fn quantized_check<'py>(
 #[pyfunction]
 pub(super) fn quantized_to_bytes<'py>(
     py: Python<'py>,
-    packed: Bound<'py, PyArrayDyn<u8>>,
-    scale: Floats<'py>,
-    offset: Option<Floats<'py>>,
+    packed: Untyped<'py>,
+    scale: Untyped<'py>,
+    offset: Option<Untyped<'py>>,
     format: &Bound<'py, PyAny>,
     shape: Vec<usize>,
     axis: Option<usize>,
@@ -120,9 +107,9 @@ fn little_endian(numbers: &[f32]) -> Cow<'_, [u8]> {
 }
 
 type Read<'py> = (
-    Bound<'py, PyArrayDyn<u8>>,
-    Floats<'py>,
-    Option<Floats<'py>>,
+    Untyped<'py>,
+    Untyped<'py>,
+    Option<Untyped<'py>>,
     Option<f32>,
     Format,
     Vec<usize>,
@@ -135,13 +122,18 @@ type Read<'py> = (
 pub(super) fn quantized_from_bytes<'py>(py: Python<'py>, data: &Bound<'py, PyBytes>) -> PyResult<Read<'py>> {
     let data = data.as_bytes();
     let (record, parts) = py.detach(|| Quantized::read(data))?;
-    let numbers = |bytes: &[u8]| -> PyResult<Floats<'py>> {
-        written(py, &record.scale_shape, |target: &mut [f32]| {
-            target.iter_mut().zip(floats(bytes)).for_each(|(place, number)| *place = number);
+    let numbers = |bytes: &[u8]| {
+        fill_new::<f32>(py, &record.scale_shape, |target| {
+            py.detach(|| target.iter_mut().zip(floats(bytes)).for_each(|(place, number)| *place = number));
+            Ok(())
         })
     };
+    let packed = fill_new::<u8>(py, &[parts.packed.len()], |target| {
+        py.detach(|| target.copy_from_slice(parts.packed));
+        Ok(())
+    })?;
     Ok((
-        written(py, &[parts.packed.len()], |target: &mut [u8]| target.copy_from_slice(parts.packed))?,
+        packed,
         numbers(parts.scale)?,
         if record.has_offset { Some(numbers(parts.offset)?) } else { None },
         None,
@@ -151,21 +143,6 @@ pub(super) fn quantized_from_bytes<'py>(py: Python<'py>, data: &Bound<'py, PyByt
         record.block_size,
         record.key_id.map(|id| PyBytes::new(py, &id.to_le_bytes())),
     ))
-}
-
-/// A new array that `write` fills with the GIL released.
-fn written<'py, T: Element + Send>(
-    py: Python<'py>,
-    shape: &[usize],
-    write: impl FnOnce(&mut [T]) + Send,
-) -> PyResult<Bound<'py, PyArrayDyn<T>>> {
-    let array = new_array_of::<T>(py, shape)?;
-    {
-        let mut target = array.try_readwrite()?;
-        let target = target.as_slice_mut()?;
-        py.detach(|| write(target));
-    }
-    Ok(array)
 }
 
 /// A view that cannot be written; the array itself stays as it is.

@@ -23,7 +23,7 @@ use crate::stream::Stream;
 use crate::view::{View, ViewMut};
 use kernel::{Decode, Dither, Encode, Fake, Nearest, Stochastic};
 pub use layout::Grouping;
-use plan::{Buffers, Plan, Sink, TILE, draw, with_plan};
+use plan::{Buffers, Plan, Sink, Slab, TILE, with_plan};
 
 /// How a number between two grid values is rounded.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +120,7 @@ pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut ViewMut) 
                 let Buffers { input, output, words } = &mut Buffers::new();
                 for place in plan.cut.tiles(chunk) {
                     let x = plan.read(place.range.clone(), in_place, input);
-                    draw::<R>(plan.rounding, plan.first, &place.range, words);
+                    plan.draw::<R>(place.range.clone(), words);
                     // SAFETY: tiles are disjoint and in bounds, and what this one reads was copied if it is the same memory.
                     unsafe {
                         sink.put(place.range.clone(), output, #[inline(always)] |y| {
@@ -137,7 +137,7 @@ pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut ViewMut) 
     check_room("out", out.len(), x.len())?;
     check_scaling(x.shape(), spec, &scaling)?;
     let out = &*out;
-    plan::by_slabs(x, spec, scaling, |slab, x, scaling| {
+    plan::by_slabs(x, spec, scaling, None, |slab, x, scaling| {
         let part = slab.map(|slab| out.slice(slab.axis, slab.range.clone()));
         let level = Level::current();
         let sink = Sink::new(part.as_ref().unwrap_or(out), level);
@@ -163,7 +163,7 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
                 for place in plan.cut.tiles(chunk) {
                     let range = place.range.clone();
                     let x = plan.read(range.clone(), false, input);
-                    draw::<R>(plan.rounding, plan.first, &range, words);
+                    plan.draw::<R>(range.clone(), words);
                     let codes = &mut codes[..range.len()];
                     let mut tile = Encode::<_, R> { grid, x, words, codes, bad: false, round: PhantomData };
                     plan.scaler.drive(place, x, &mut tile);
@@ -192,9 +192,10 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
     check_scaling(x.shape(), spec, &scaling)?;
     let given = matches!(scaling, Scaling::Given(_));
     let mut bad = false;
-    plan::by_slabs(x, spec, scaling, |slab, x, scaling| {
-        let bytes =
-            slab.map_or(0..out.len(), |slab| packed_len(slab.first, bits)..packed_len(slab.first + x.len(), bits));
+    plan::by_slabs(x, spec, scaling, Some(bits), |slab, x, scaling| {
+        let bytes = slab.map_or(0..out.len(), |Slab { words, .. }| {
+            packed_len(words.first, bits)..packed_len(words.first + x.len(), bits)
+        });
         let out = Shared::new(&mut out[bytes]);
         bad |= with_plan(x, spec, slab, scaling, bits, |plan| plan.grid.visit(Work(plan, out, bits, Level::current())));
     });
@@ -262,7 +263,7 @@ pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out:
                     let codes = &mut codes[..range.len()];
                     let bytes = packed_len(range.start, *bits)..packed_len(range.end, *bits);
                     unpack_tile(*level, &packed[bytes], *bits, codes);
-                    draw::<R>(plan.rounding, 0, &range, words);
+                    plan.draw::<R>(range.clone(), words);
                     // SAFETY: tiles are disjoint and in bounds.
                     unsafe {
                         sink.put(range, output, #[inline(always)] |y| {

@@ -20,8 +20,9 @@ pub(super) fn observe(
 ) {
     let (scale, offset) = (Shared::new(scale), Shared::new(offset));
     let level = Level::current();
+    // Called within `level.run`, which costs as much as finishing a group.
     let put = |place: usize, seen: &Observed| {
-        let (this_scale, this_offset) = level.run(|| rule.finish(seen, format));
+        let (this_scale, this_offset) = rule.finish(seen, format);
         // SAFETY: every group is put once; the slices are borrowed until this function returns.
         unsafe {
             scale.put(place, this_scale);
@@ -30,30 +31,41 @@ pub(super) fn observe(
     };
     let shape = x.shape();
     if x.is_empty() {
-        return (0..grouping.scale_shape(shape).iter().product()).for_each(|place| put(place, &Observed::NOTHING));
+        let groups = grouping.scale_shape(shape).iter().product();
+        return level.run(|| (0..groups).for_each(|place| put(place, &Observed::NOTHING)));
     }
     let ordered = rule.statistic == Statistic::Moments;
     let before = |axis: usize| shape[..axis].iter().product::<usize>();
     let after = |axis: usize| shape[axis + 1..].iter().product::<usize>();
     match grouping {
-        Grouping::Blocks { axis, size } if !ordered && after(axis) > 1 => {
+        Grouping::Blocks { axis, size } if after(axis) > 1 => {
             scattered_blocks(x, shape[axis], size, after(axis), rule.statistic, put);
         }
-        Grouping::Axis(axis) if !ordered && before(axis) >= SHORT_COLUMN && after(axis) < LONG_RUN => {
+        // As one block of all rows.
+        Grouping::Axis(axis) if after(axis) == 1 && (before(axis) <= FEW_ROWS || ordered && shape[axis] >= NARROW) => {
+            scattered_blocks(x, before(axis), before(axis), shape[axis], rule.statistic, put);
+        }
+        Grouping::Axis(axis) if !ordered && after(axis) < LONG_RUN => {
             channels(x, shape[axis], after(axis), rule.statistic, put);
         }
         _ => in_order(x, grouping, rule.statistic, put),
     }
 }
 
-/// Columns that are observed side by side: one page of float32.
+/// Columns that are observed side by side: one page of float32; fewer where each has sixteen sums.
 const WIDTH: usize = 1024;
+const WIDTH_OF_SUMS: usize = 256;
 
 /// Numbers that one task of the parallel loops observes, about.
 const TASK: usize = 1 << 16;
 
-/// Channels with fewer rows than this, or with longer runs of neighbours than that, are better read one after the other.
-const SHORT_COLUMN: usize = 8;
+/// So few rows are one task.
+const FEW_ROWS: usize = TASK / WIDTH;
+
+/// Fewer channels than this are better read one after the other where order matters.
+const NARROW: usize = 32;
+
+/// Channels with longer runs of neighbours than this are better read one after the other.
 const LONG_RUN: usize = 256;
 
 /// Blocks of `size` along an axis of `length` whose neighbours lie `inner` apart: the rows of a block are read in memory
@@ -67,13 +79,14 @@ fn scattered_blocks(
     put: impl Fn(usize, &Observed) + Sync,
 ) {
     let level = Level::current();
-    let (blocks, strips) = (length.div_ceil(size), inner.div_ceil(WIDTH));
+    let widest = if statistic == Statistic::Moments { WIDTH_OF_SUMS } else { WIDTH };
+    let (blocks, strips) = (length.div_ceil(size), inner.div_ceil(widest));
     let panels = x.len() / length / inner * blocks;
     parallel::for_each(panels * strips, |task| {
-        let (panel, first) = (task / strips, task % strips * WIDTH);
-        let width = WIDTH.min(inner - first);
+        let (panel, first) = (task / strips, task % strips * widest);
+        let width = widest.min(inner - first);
         let (outer, block) = (panel / blocks, panel % blocks);
-        let Some(mut columns) = Columns::new(statistic, width) else { return };
+        let mut columns = Columns::new(statistic, width);
         level.run(
             #[inline(always)]
             || {
@@ -82,9 +95,11 @@ fn scattered_blocks(
                     let start = (outer * length + row) * inner + first;
                     columns.observe(x.read(start..start + width, &mut buffer));
                 }
+                for column in 0..width {
+                    put(panel * inner + first + column, &columns.seen(column));
+                }
             },
         );
-        (0..width).for_each(|column| put(panel * inner + first + column, &columns.seen(column)));
     });
 }
 
@@ -100,7 +115,7 @@ fn channels(x: &View, channels: usize, inner: usize, statistic: Statistic, put: 
         let rows_per_task = (TASK / width).max(1);
         let seen = Mutex::new(vec![Observed::NOTHING; width / inner]);
         parallel::for_each(rows.div_ceil(rows_per_task), |task| {
-            let Some(mut columns) = Columns::new(statistic, width) else { return };
+            let mut columns = Columns::new(statistic, width);
             level.run(
                 #[inline(always)]
                 || {
@@ -119,15 +134,15 @@ fn channels(x: &View, channels: usize, inner: usize, statistic: Statistic, put: 
             }
         });
         let seen = seen.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        (first / inner..).zip(&seen).for_each(|(channel, seen)| put(channel, seen));
+        level.run(|| (first / inner..).zip(&seen).for_each(|(channel, seen)| put(channel, seen)));
     }
 }
 
-/// Pieces observed before they are merged, which bounds the memory: 768 KiB.
-const WAVE: usize = 1 << 14;
+/// Pieces observed before they are merged, which bounds the memory: 384 KiB.
+const WAVE: usize = 1 << 13;
 
-/// Pieces per parallel chunk.
-const PIECES: usize = 4;
+/// Numbers per parallel chunk, about: many short pieces, or few long ones, but of a wave enough chunks to share.
+const CHUNK: usize = 4 * PIECE;
 
 /// Any grouping and statistic: each group is read in its own C order, in pieces that are merged in order.
 fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usize, &Observed)) {
@@ -148,13 +163,14 @@ fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usi
     let groups_per_row = row.div_ceil(group);
     let pieces_per_group = group.div_ceil(PIECE);
     let pieces = x.len() / row * groups_per_row * pieces_per_group;
+    let per_chunk = (CHUNK / group.min(PIECE)).min(WAVE / 32);
     let mut wave = vec![Observed::NOTHING; pieces.min(WAVE)];
     let mut seen = Observed::NOTHING;
     for first in (0..pieces).step_by(WAVE) {
         let count = WAVE.min(pieces - first);
         let shared = Shared::new(&mut wave);
-        parallel::for_each(count.div_ceil(PIECES), |chunk| {
-            let part = chunk * PIECES..count.min((chunk + 1) * PIECES);
+        parallel::for_each(count.div_ceil(per_chunk), |chunk| {
+            let part = chunk * per_chunk..count.min((chunk + 1) * per_chunk);
             // SAFETY: chunks are disjoint; `wave` is borrowed until `for_each` returns.
             let slots = unsafe { shared.part(part.clone()) };
             level.run(
@@ -172,14 +188,19 @@ fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usi
                 },
             );
         });
-        for (piece, observed) in (first..).zip(&wave[..count]) {
-            let (place, part) = (piece / pieces_per_group, piece % pieces_per_group);
-            seen = if part == 0 { Observed::NOTHING.merge(*observed) } else { seen.merge(*observed) };
-            if part + 1 == pieces_per_group {
-                // Row (outer, inner) and group j belong at (outer, j, inner).
-                let (row, j) = (place / groups_per_row, place % groups_per_row);
-                put((row / inner * groups_per_row + j) * inner + row % inner, &seen);
-            }
-        }
+        level.run(
+            #[inline(always)]
+            || {
+                for (piece, observed) in (first..).zip(&wave[..count]) {
+                    let (place, part) = (piece / pieces_per_group, piece % pieces_per_group);
+                    seen = if part == 0 { Observed::NOTHING.merge(*observed) } else { seen.merge(*observed) };
+                    if part + 1 == pieces_per_group {
+                        // Row (outer, inner) and group j belong at (outer, j, inner).
+                        let (row, j) = (place / groups_per_row, place % groups_per_row);
+                        put((row / inner * groups_per_row + j) * inner + row % inner, &seen);
+                    }
+                }
+            },
+        );
     }
 }

@@ -111,6 +111,7 @@ fn groups_in_tiles(shape: &[usize], grouping: Grouping, bits: u32) -> Option<Cut
     let (row, group) = match grouping {
         Grouping::Array => (n, n),
         Grouping::Axis(axis) if shape[..axis].iter().all(|length| *length == 1) => (n, after(axis)),
+        Grouping::Blocks { axis, size } if size == 1 || shape[axis] == 1 => (n, 1),
         Grouping::Blocks { axis, size } if after(axis) == 1 => match shape[axis] {
             length if length <= size => (n, length),
             length if length % size == 0 => (n, size),
@@ -118,13 +119,14 @@ fn groups_in_tiles(shape: &[usize], grouping: Grouping, bits: u32) -> Option<Cut
         },
         _ => return None,
     };
-    if n == 0 || group == 1 || group > TILE {
+    if n == 0 || group > TILE {
         return None;
     }
-    let whole_bytes = |elements: usize| (elements * bits as usize).is_multiple_of(8);
-    let tile = (STEP / group).max(1) * group;
-    let aligned = (tile >= row || whole_bytes(tile)) && (row == n || whole_bytes(row));
-    aligned.then(|| Cut::rows(n, row, tile, group))
+    // So many groups end on a whole byte.
+    let whole = if group == row { 1 } else { 8 >> (group * bits as usize).trailing_zeros().min(3) };
+    let tile = (STEP / group / whole).max(1) * whole * group;
+    let aligned = row == n || (row * bits as usize).is_multiple_of(8);
+    (aligned && tile <= TILE).then(|| Cut::rows(n, row, tile, group))
 }
 
 /// Finds the scales of a tile and runs its kernel on each run of one scale.
@@ -158,7 +160,20 @@ impl Scaler<'_> {
     pub fn drive(&self, place: Place, x: &[f32], tile: &mut impl Tile) {
         let Place { range, group: first } = place;
         match self.scales {
-            Scales::Known { scale, offset } if self.map.is_fine() => self.each(range, scale, offset, tile),
+            Scales::Known { scale, offset } if self.map.is_fine() => {
+                each(
+                    range.len(),
+                    offset.is_some(),
+                    tile,
+                    #[inline(always)]
+                    |scales, offsets| {
+                        self.spread(range.clone(), scale, scales);
+                        if let Some(offset) = offset {
+                            self.spread(range, offset, offsets);
+                        }
+                    },
+                );
+            }
             Scales::Known { scale, offset } => {
                 self.map.runs(
                     range,
@@ -181,30 +196,44 @@ impl Scaler<'_> {
                         scale.put(first + j, *this);
                         offset.put(first + j, *shift);
                     }
+                }
+                if self.group == 1 {
+                    return each(
+                        x.len(),
+                        rule.affine,
+                        tile,
+                        #[inline(always)]
+                        |all_scales, all_offsets| {
+                            all_scales[..groups].copy_from_slice(&scales[..groups]);
+                            if rule.affine {
+                                all_offsets[..groups].copy_from_slice(&offsets[..groups]);
+                            }
+                        },
+                    );
+                }
+                for (j, (this, shift)) in scales[..groups].iter().zip(&offsets).enumerate() {
                     let start = j * self.group;
                     run_one(tile, start..x.len().min(start + self.group), *this, rule.affine.then_some(*shift));
                 }
             }
         }
     }
+}
 
-    /// A scale for each element.
-    #[inline(always)]
-    fn each(&self, range: Range<usize>, scale: &[f32], offset: Option<&[f32]>, tile: &mut impl Tile) {
-        let n = range.len();
-        let (mut scales, mut recips) = ([1.0; TILE], [1.0; TILE]);
-        // The values that change nothing where there is no offset; see `Factor::new`.
-        let (mut subs, mut adds) = ([0.0; TILE], [-0.0; TILE]);
-        self.spread(range.clone(), scale, &mut scales);
-        for (recip, scale) in recips[..n].iter_mut().zip(&scales[..n]) {
-            *recip = 1.0 / scale;
-        }
-        if let Some(offset) = offset {
-            self.spread(range, offset, &mut subs);
-            adds[..n].copy_from_slice(&subs[..n]);
-        }
-        tile.run(0..n, Each { scale: &scales[..n], recip: &recips[..n], sub: &subs[..n], add: &adds[..n] });
+/// Runs the kernel of a tile of `n` elements with a scale (and offset) for each, which `fill` writes.
+#[inline(always)]
+fn each(n: usize, affine: bool, tile: &mut impl Tile, fill: impl FnOnce(&mut [f32; TILE], &mut [f32; TILE])) {
+    let (mut scales, mut recips) = ([1.0; TILE], [1.0; TILE]);
+    // The values that change nothing where there is no offset; see `Factor::new`.
+    let (mut subs, mut adds) = ([0.0; TILE], [-0.0; TILE]);
+    fill(&mut scales, &mut subs);
+    for (recip, scale) in recips[..n].iter_mut().zip(&scales[..n]) {
+        *recip = 1.0 / scale;
     }
+    if affine {
+        adds[..n].copy_from_slice(&subs[..n]);
+    }
+    tile.run(0..n, Each { scale: &scales[..n], recip: &recips[..n], sub: &subs[..n], add: &adds[..n] });
 }
 
 /// One run of one scale.
@@ -219,8 +248,7 @@ fn run_one(tile: &mut impl Tile, range: Range<usize>, scale: f32, offset: Option
 /// Rounding of one array or slab: everything but where the results go.
 pub(super) struct Plan<'a> {
     x: Option<&'a View<'a>>,
-    /// The number of the first element in the array that random words are counted by.
-    pub first: usize,
+    words: Words,
     pub grid: AnyGrid,
     pub rounding: Rounding,
     pub scaler: Scaler<'a>,
@@ -250,12 +278,28 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Reads the random words of elements `range`, if the rounding uses any.
+    #[inline(always)]
+    pub fn draw<R: Round>(&self, range: Range<usize>, words: &mut [u32; TILE]) {
+        if !R::RANDOM {
+            return;
+        }
+        let (Some(stream), Words { first, row, step }) = (self.rounding.stream(), self.words) else { return };
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / row + 1).saturating_mul(row));
+            let words = &mut words[at - range.start..end - range.start];
+            stream.fill((first + at / row * step + at % row) as u64, words);
+            at = end;
+        }
+    }
+
     /// The plan for scales from the caller.
     pub fn of_given(spec: Spec, shape: &[usize], given: Given<'a>) -> Self {
         let Given { scale, offset, strides } = given;
         Plan {
             x: None,
-            first: 0,
+            words: Words::WHOLE,
             grid: grid_of(spec.format, offset.is_some()),
             rounding: spec.rounding,
             scaler: Scaler {
@@ -285,7 +329,7 @@ pub(super) fn with_plan<R>(
     let map = Map::of_rule(x.shape(), grouping);
     let plan = |scales, cut: Cut| Plan {
         x: Some(x),
-        first: slab.map_or(0, |slab| slab.first),
+        words: slab.map_or(Words::WHOLE, |slab| slab.words),
         grid: grid_of(format, rule.affine),
         rounding,
         scaler: Scaler { map, group: cut.group, scales },
@@ -312,8 +356,23 @@ fn room<'a>(slice: &'a mut [f32], own: &'a mut Vec<f32>, length: usize) -> &'a m
     own
 }
 
-/// Elements per slab.
+/// The numbers by which an array counts the elements of a slab: rows of `row` elements, `step` apart from `first` on.
+#[derive(Clone, Copy)]
+pub(super) struct Words {
+    pub first: usize,
+    row: usize,
+    step: usize,
+}
+
+impl Words {
+    const WHOLE: Words = Words { first: 0, row: usize::MAX, step: 0 };
+}
+
+/// Elements per slab, about.
 const SLAB: usize = 1 << 20;
+
+/// Groups per slab whose scales the caller has no room for: with offsets, half a MiB.
+const GROUPS: usize = 1 << 16;
 
 /// A part of an array that is treated alone: so that scales nobody asked for take little memory, and the second pass finds
 /// the numbers in cache.
@@ -322,43 +381,74 @@ pub(super) struct Slab {
     pub axis: usize,
     /// Which part of the axis this is.
     pub range: Range<usize>,
-    /// The number of its first element.
-    pub first: usize,
+    /// Where its random words are.
+    pub words: Words,
 }
 
-/// How an array is cut into slabs, if it is: along which axis, and how many of its indices make one. Cut are arrays whose
-/// blocks lie scattered, along an axis that is not the last; slabs hold whole blocks and whole bytes of packed codes.
-fn slab_step(shape: &[usize], grouping: Grouping) -> Option<(usize, usize)> {
-    let Grouping::Blocks { axis, size } = grouping else { return None };
-    if shape[axis + 1..].iter().product::<usize>() <= 1 {
+/// How an array is cut into slabs of whole groups, if it is: along which axis, and how many of its indices make one.
+/// Without `room` for scales any axis will do; else the slabs, their scales and their packed codes must lie one after the
+/// other, the codes in whole bytes.
+fn slab_step(shape: &[usize], grouping: Grouping, bits: u32, room: bool) -> Option<(usize, usize)> {
+    if shape.contains(&0) || groups_in_tiles(shape, grouping, bits).is_some() {
         return None;
     }
-    let outermost = shape[..axis].iter().position(|length| *length > 1).unwrap_or(axis);
-    let unit: usize = shape[outermost + 1..].iter().product();
-    let whole = if outermost == axis { size.saturating_mul(8) } else { 8 };
-    let step = (SLAB / unit.max(1) / whole).max(1).saturating_mul(whole);
-    (step < shape[outermost]).then_some((outermost, step))
+    let outermost = shape.iter().position(|length| *length > 1)?;
+    let elements: usize = shape.iter().product();
+    let groups = grouping.scale_shape(shape);
+    let all: usize = groups.iter().product();
+    // What the smallest slab along an axis holds: indices, elements and groups.
+    let least = |axis: usize| {
+        let size = match grouping {
+            Grouping::Blocks { axis: blocked, size } if blocked == axis => size,
+            _ => 1,
+        };
+        let indices = if room { size.saturating_mul(8) } else { size };
+        (indices, (elements / shape[axis]).saturating_mul(indices), all / groups[axis] * (indices / size))
+    };
+    let axis = match grouping {
+        Grouping::Blocks { .. } => {
+            let few = |axis: &usize| room || least(*axis).2 <= GROUPS;
+            (outermost..shape.len()).find(few).unwrap_or(outermost)
+        }
+        Grouping::Axis(axis) if !room && all > GROUPS => axis,
+        _ => return None,
+    };
+    let (indices, elements, groups) = least(axis);
+    let by_groups = if room { usize::MAX } else { GROUPS / groups };
+    let by_elements = if matches!(grouping, Grouping::Axis(_)) { usize::MAX } else { SLAB / elements };
+    let step = by_groups.min(by_elements).max(1).saturating_mul(indices);
+    (step < shape[axis]).then_some((axis, step))
 }
 
-/// Calls `work` on each slab of an array that is cut into slabs, or once on the whole.
-pub(super) fn by_slabs(x: &View, spec: Spec, scaling: Scaling, mut work: impl FnMut(Option<&Slab>, &View, Scaling)) {
-    let Some((axis, step)) = slab_step(x.shape(), spec.grouping) else {
-        return work(None, x, scaling);
-    };
+/// Calls `work` on each slab of an array that is cut into slabs, or once on the whole. Codes packed to so many bits must
+/// lie one after the other.
+pub(super) fn by_slabs(
+    x: &View,
+    spec: Spec,
+    scaling: Scaling,
+    packed: Option<u32>,
+    mut work: impl FnMut(Option<&Slab>, &View, Scaling),
+) {
     let (rule, scale, offset) = match scaling {
         Scaling::Rule(rule, scale, offset) => (rule, scale, offset),
         Scaling::Given(_) => return work(None, x, scaling),
     };
-    let scale_unit: usize = spec.grouping.scale_shape(x.shape())[axis + 1..].iter().product();
-    let unit: usize = x.shape()[axis + 1..].iter().product();
+    let room = packed.is_some() || !scale.is_empty() || !offset.is_empty();
+    let shape = x.shape();
+    let Some((axis, step)) = slab_step(shape, spec.grouping, packed.unwrap_or(8), room) else {
+        return work(None, x, Scaling::Rule(rule, scale, offset));
+    };
+    let scale_unit: usize = spec.grouping.scale_shape(shape)[axis + 1..].iter().product();
+    let unit: usize = shape[axis + 1..].iter().product();
     let scales_before = |index: usize| match spec.grouping {
         Grouping::Blocks { axis: blocked, size } if blocked == axis => index.div_ceil(size) * scale_unit,
         _ => index * scale_unit,
     };
-    for start in (0..x.shape()[axis]).step_by(step) {
-        let range = start..x.shape()[axis].min(start + step);
+    for start in (0..shape[axis]).step_by(step) {
+        let range = start..shape[axis].min(start + step);
         let scales = scales_before(range.start)..scales_before(range.end);
-        let slab = Slab { axis, first: start * unit, range: range.clone() };
+        let words = Words { first: start * unit, row: range.len() * unit, step: shape[axis] * unit };
+        let slab = Slab { axis, words, range: range.clone() };
         let scaling = Scaling::Rule(rule, part(scale, scales.clone()), part(offset, scales));
         work(Some(&slab), &x.slice(axis, range), scaling);
     }
@@ -367,16 +457,6 @@ pub(super) fn by_slabs(x: &View, spec: Spec, scaling: Scaling, mut work: impl Fn
 /// A range of a slice that may be left out.
 fn part(slice: &mut [f32], range: Range<usize>) -> &mut [f32] {
     if slice.is_empty() { slice } else { &mut slice[range] }
-}
-
-/// Reads the words of a tile, if the rounding uses any.
-#[inline(always)]
-pub(super) fn draw<R: Round>(rounding: Rounding, first: usize, range: &Range<usize>, words: &mut [u32; TILE]) {
-    if R::RANDOM
-        && let Some(stream) = rounding.stream()
-    {
-        stream.fill((first + range.start) as u64, &mut words[..range.len()]);
-    }
 }
 
 /// Where float results go: straight into place, or through a tile's buffer.
