@@ -52,6 +52,13 @@ def numbers(x: ArrayLike, argument: str) -> NDArray[Any]:
     return values
 
 
+def float32(x: ArrayLike, argument: str) -> NDArray[np.float32]:
+    """Real numbers as C-contiguous, aligned float32."""
+    values = numbers(x, argument)
+    with np.errstate(over="ignore"):
+        return np.require(values, np.float32, ["C", "A"])
+
+
 def scaling(
     scale: str | ArrayLike | None, offset: ArrayLike | None, ndim: int, axis: int | None, block_size: int | None
 ) -> tuple[str | NDArray[Any] | None, NDArray[Any] | None]:

@@ -101,14 +101,14 @@ class Quantized:
             )
         if scale is None or isinstance(scale, str):
             raise TypeError(f"scale: expected numbers, got {scale!r}")
-        scales = _plain(_arguments.numbers(scale, "scale"), len(dims))
+        scales = _plain(_arguments.float32(scale, "scale"), len(dims))
         if tensor_scale is not None:
             raise _core.Error(f"tensor_scale: {fmt.name} has none; give None")
         if key_id is not None and not isinstance(key_id, bytes):
             raise TypeError(f"key_id: expected bytes or None, got {type(key_id).__name__}")
         if key_id is not None and len(key_id) != 8:
             raise _core.Error(f"key_id: expected 8 bytes, got {len(key_id)}")
-        offsets = None if offset is None else _plain(_arguments.numbers(offset, "offset"), len(dims))
+        offsets = None if offset is None else _plain(_arguments.float32(offset, "offset"), len(dims))
         if offsets is not None and offsets.shape != scales.shape:
             try:
                 offsets = np.ascontiguousarray(np.broadcast_to(offsets, scales.shape))

@@ -8,6 +8,7 @@ mod kernel;
 mod layout;
 mod observe;
 mod plan;
+mod slab;
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,8 @@ use crate::stream::Stream;
 use crate::view::{View, ViewMut};
 use kernel::{Decode, Dither, Encode, Fake, Nearest, Stochastic};
 pub use layout::Grouping;
-use plan::{Buffers, Plan, Sink, Slab, TILE, with_plan};
+use plan::{Buffers, Plan, Sink, TILE, with_plan};
+use slab::Slab;
 
 /// How a number between two grid values is rounded.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +139,7 @@ pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut ViewMut) 
     check_room("out", out.len(), x.len())?;
     check_scaling(x.shape(), spec, &scaling)?;
     let out = &*out;
-    plan::by_slabs(x, spec, scaling, None, |slab, x, scaling| {
+    slab::by_slabs(x, spec, scaling, None, |slab, x, scaling| {
         let part = slab.map(|slab| out.slice(slab.axis, slab.range.clone()));
         let level = Level::current();
         let sink = Sink::new(part.as_ref().unwrap_or(out), level);
@@ -192,7 +194,7 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
     check_scaling(x.shape(), spec, &scaling)?;
     let given = matches!(scaling, Scaling::Given(_));
     let mut bad = false;
-    plan::by_slabs(x, spec, scaling, Some(bits), |slab, x, scaling| {
+    slab::by_slabs(x, spec, scaling, Some(bits), |slab, x, scaling| {
         let bytes = slab.map_or(0..out.len(), |Slab { words, .. }| {
             packed_len(words.first, bits)..packed_len(words.first + x.len(), bits)
         });
