@@ -126,7 +126,7 @@ def test_every_small_shape(name: str) -> None:
                 check(normal(math.prod(shape)).reshape(shape), name, scale=rule, axis=axis, block_size=block_size)
 
 
-# Sums of more than one piece of 4096, in few and in many columns; blocks that end within a byte; few rows, many columns.
+# Sums of more than one piece of 4096, in few and in many columns; blocks that end within a byte; few long rows.
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
