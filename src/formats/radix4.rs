@@ -1,4 +1,4 @@
-//! Radix-4 FP4 [1,3,0]: a sign and a power of four, the gradients of 4-bit training.
+//! Radix-4 FP4 `[1,3,0]`: a sign and a power of four, the gradients of 4-bit training.
 //!
 //! Source: Sun et al., "Ultra-Low Precision 4-bit Training of Deep Neural Networks", NeurIPS 2020: figure 2c and equation 1
 //! for the even phase, section 3.3 and figure 4a for the odd one.

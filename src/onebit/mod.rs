@@ -4,7 +4,7 @@
 //!
 //! A number is mapped to `y` in `[0, 1]`. Sender and receiver read the same word for element `i`, which picks a
 //! threshold and two values; the sender sends whether `y` reaches the threshold, the receiver reads one of the values.
-//! Some schemes blur the threshold with a coin of the sender's own. The arithmetic is float32, in [`kernels`].
+//! Some schemes blur the threshold with a coin of the sender's own. The arithmetic is float32, in `kernels`.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
