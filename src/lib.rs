@@ -6,6 +6,7 @@
 pub mod cpu;
 pub mod error;
 pub mod formats;
+pub mod fwht;
 pub mod message;
 pub mod onebit;
 pub mod pack;
