@@ -148,6 +148,25 @@ pub fn unpack<C: Code>(packed: &[u8], bits: u32, codes: &mut [C]) -> Result<()> 
     Ok(())
 }
 
+/// Packs codes of three values five a byte, as digits of base 3, the first the lowest.
+#[inline(always)]
+pub(crate) fn pack_trits(codes: &[u32], out: &mut [u8]) {
+    for (codes, byte) in codes.chunks(5).zip(out) {
+        *byte = codes.iter().rev().fold(0, |byte, code| 3 * byte + code) as u8;
+    }
+}
+
+/// The inverse of [`pack_trits`].
+#[inline(always)]
+pub(crate) fn unpack_trits(packed: &[u8], codes: &mut [u32]) {
+    for (codes, &byte) in codes.chunks_mut(5).zip(packed) {
+        let mut rest = u32::from(byte);
+        for code in codes {
+            (*code, rest) = (rest % 3, rest / 3);
+        }
+    }
+}
+
 /// Whether `packed` is `n` codes of `bits` bits, with zero padding.
 pub fn check(packed: &[u8], n: usize, bits: u32) -> Result<()> {
     check_bits(bits)?;

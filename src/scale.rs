@@ -66,8 +66,19 @@ impl Observed {
         f32::from_bits(self.magnitude)
     }
 
+    /// The sum of magnitudes and the sum of squares.
+    pub fn moments(&self) -> (f64, f64) {
+        (self.sum, self.squares)
+    }
+
+    /// Whether every number was finite; of what [`Statistic::MinMax`] saw, ask the extremes.
+    pub fn is_finite(&self) -> bool {
+        self.magnitude < INFINITY_BITS
+    }
+
+    /// The smallest and the largest number; either is NaN if some number was.
     #[inline(always)]
-    fn extremes(&self) -> (f32, f32) {
+    pub fn extremes(&self) -> (f32, f32) {
         (f32::from_bits(order_key(self.low as u32) as u32), f32::from_bits(order_key(self.high as u32) as u32))
     }
 }
@@ -213,6 +224,22 @@ fn lane_sums(x: &[f32]) -> (f64, f64) {
         squares[lane] += value * value;
     }
     (join_lanes(sums), join_lanes(squares))
+}
+
+/// The sum of `x[i] y[i]` of at most [`PIECE`] numbers, in float64 and in the order of every such sum.
+#[inline(always)]
+pub fn sum_of_products(x: &[f32], y: &[f32]) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>());
+    for (x, y) in x.iter().zip(y) {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(x[lane]) * f64::from(y[lane]);
+        }
+    }
+    for ((lane, x), y) in lanes.iter_mut().zip(x_rest).zip(y_rest) {
+        *lane += f64::from(*x) * f64::from(*y);
+    }
+    join_lanes(lanes)
 }
 
 /// A scale rule.

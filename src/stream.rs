@@ -45,6 +45,10 @@ pub enum Purpose {
     Coin,
     /// Stochastic rounding (private).
     Rounding,
+    /// The keys of the arrays of a mapping.
+    Array,
+    /// The id that tells one key from another.
+    Id,
 }
 
 impl Purpose {
@@ -55,6 +59,8 @@ impl Purpose {
             Purpose::Dither => (0xa48a_b16e_4182_0b6a, 0xc837_f353_cf40_3175),
             Purpose::Coin => (0x5a5a_84e2_cd6b_dd26, 0x947c_23c7_baf2_c1ff),
             Purpose::Rounding => (0xa33d_400a_fd22_6b4d, 0x47c3_1ffc_3436_b413),
+            Purpose::Id => (0x5286_9039_4165_46bb, 0x5bbc_cd50_d942_e30a),
+            Purpose::Array => (0x903d_6c15_281e_3362, 0xe352_0377_cff5_e905),
         }
     }
 }

@@ -322,6 +322,17 @@ impl<'a> ViewMut<'a> {
         unsafe { ViewMut::new(y.as_mut_ptr().cast(), Element::F32, &[y.len()], &[4]) }
     }
 
+    /// A view of a contiguous slice, seen as an array of this shape; the product of the shape is the slice's length.
+    pub fn from_slice_shaped(y: &'a mut [f32], shape: &[usize]) -> Self {
+        debug_assert_eq!(shape.iter().product::<usize>(), y.len(), "{shape:?}");
+        let mut strides = vec![4; shape.len()];
+        for axis in (1..shape.len()).rev() {
+            strides[axis - 1] = strides[axis] * shape[axis] as isize;
+        }
+        // SAFETY: C-contiguous strides reach the elements of the slice, each once.
+        unsafe { ViewMut::new(y.as_mut_ptr().cast(), Element::F32, shape, &strides) }
+    }
+
     /// A view of memory described as NumPy does, in native byte order.
     ///
     /// # Safety

@@ -35,6 +35,12 @@ impl Int {
         Int { lowest: 0.0, highest: mask as f32, shift: 0.0, mask, sign: 0 }
     }
 
+    /// The integers from `-highest` to `highest`, with codes of `bits` bits counted from the lowest.
+    pub const fn around_zero(highest: u32, bits: u32) -> Self {
+        let highest = highest as f32;
+        Int { lowest: -highest, highest, shift: highest, mask: (1 << bits) - 1, sign: 0 }
+    }
+
     /// The number of values.
     pub fn levels(self) -> f32 {
         self.highest - self.lowest + 1.0

@@ -4,7 +4,11 @@
 //! 1, 2, 4, ... apart, every sum one float32 rounding. Which butterfly is computed when is free, so the passes below may
 //! follow the caches and the vector width without changing a bit.
 
+mod blocks;
+
 use std::ops::Range;
+
+pub use blocks::{BLOCK_MIN, Blocks};
 
 use crate::cpu::Level;
 use crate::stream::{Key, Stream};

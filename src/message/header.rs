@@ -12,7 +12,7 @@ pub const VERSION: (u8, u8) = (1, 0);
 const FIXED: usize = 64;
 
 /// Bytes of a CRC-32C.
-const CRC: usize = 4;
+pub(super) const CRC: usize = 4;
 
 /// Everything is padded to a multiple of this.
 const ALIGN: usize = 16;

@@ -1,4 +1,23 @@
-//! Arrays as bytes: the container (`docs/wire.md`) and what is put in it.
+//! Arrays as bytes: the container (`docs/wire.md`), quantized arrays in it, and messages.
+//!
+//! A *codec* ([`codec`]) turns an array into a payload; the *envelope* frames one or many; *mean* decodes and adds. Every
+//! codec is one file with a `Coder` (its parameters) and an `Opened` (one array's payload, decoded piece by piece).
 
+mod coder;
+pub mod codec;
+mod cursor;
+mod dither;
+pub mod envelope;
 pub mod header;
+mod levels;
+mod mean;
+mod onebit;
+mod packed;
 pub mod quantized;
+mod raw;
+mod rotated;
+mod sign;
+mod tables;
+
+pub use coder::Noise;
+pub use rotated::summable::Summable;

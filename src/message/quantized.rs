@@ -1,5 +1,7 @@
 //! A quantized array in the container: kind 1.
 
+pub use super::cursor::floats;
+use super::cursor::Cursor;
 use super::header::{Header, count};
 use crate::error::{Error, Result};
 use crate::formats::Format;
@@ -77,12 +79,10 @@ impl Quantized {
         let mut parameters = Cursor(&header.parameters);
         let block_size = parameters.size()?;
         let scale_shape = header.shape.iter().map(|_| parameters.size()).collect::<Result<Vec<usize>>>()?;
-        let axis = parameters.take(1)?[0];
-        let length = parameters.take(1)?[0] as usize;
+        let axis = parameters.byte()?;
+        let length = usize::from(parameters.byte()?);
         let name = parameters.take(length)?;
-        if !parameters.0.is_empty() {
-            return Err(Error::decode("parameters are longer than they should be"));
-        }
+        parameters.end("parameters")?;
         let name = str::from_utf8(name).map_err(|_| Error::decode("the format's name is not text"))?;
         let format = Format::named(name).map_err(|error| Error::decode(error.to_string()))?;
         let this = Quantized {
@@ -165,27 +165,5 @@ pub fn fill(head: &[u8], parts: Parts, memory: &mut [u8]) {
     rest.fill(0);
     if let Some((body, crc)) = payload.split_last_chunk_mut::<4>() {
         *crc = crc32c::crc32c(body).to_le_bytes();
-    }
-}
-
-/// Little-endian float32 numbers.
-pub fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> {
-    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
-}
-
-/// Bytes read from the front.
-struct Cursor<'a>(&'a [u8]);
-
-impl<'a> Cursor<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8]> {
-        let (taken, rest) =
-            self.0.split_at_checked(count).ok_or_else(|| Error::decode("shorter than its header says"))?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn size(&mut self) -> Result<usize> {
-        let bytes = self.take(8)?.first_chunk::<8>().copied().unwrap_or_default();
-        usize::try_from(u64::from_le_bytes(bytes)).map_err(|_| Error::decode("a length is beyond this machine"))
     }
 }

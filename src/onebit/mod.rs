@@ -217,6 +217,20 @@ impl Scheme {
         });
         Ok(())
     }
+
+    /// The same for elements `start..start + out.len()` alone, from their `bits`; `start` is a multiple of 8.
+    pub(crate) fn decode_part(
+        &self,
+        bits: &[u8],
+        interval: Interval,
+        (key, sender): (Option<Key>, u64),
+        start: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (noise, level) = (self.noise(key, sender, false)?, Level::current());
+        with_protocol!(&self.kernel, protocol => decode_chunk(*protocol, level, noise, interval, bits, start, out));
+        Ok(())
+    }
 }
 
 /// Checks that so many bytes hold the bits of `n` numbers.

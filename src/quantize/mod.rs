@@ -24,6 +24,7 @@ use crate::stream::Stream;
 use crate::view::{View, ViewMut};
 use kernel::{Decode, Dither, Encode, Fake, Nearest, Stochastic};
 pub use layout::Grouping;
+pub use observe::observe_all;
 use plan::{Buffers, Plan, Sink, TILE, with_plan};
 use slab::Slab;
 

@@ -52,6 +52,15 @@ pub(super) fn observe(
     }
 }
 
+/// What is seen in the whole array.
+pub fn observe_all(x: &View, statistic: Statistic) -> Observed {
+    let whole = std::cell::Cell::new(Observed::NOTHING);
+    if !x.is_empty() {
+        in_order(x, Grouping::Array, statistic, |_, seen| whole.set(*seen));
+    }
+    whole.get()
+}
+
 /// Columns that are observed side by side: one page of float32; fewer where each has sixteen sums.
 const WIDTH: usize = 1024;
 const WIDTH_OF_SUMS: usize = 256;

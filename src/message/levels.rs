@@ -1,0 +1,155 @@
+//! Integers from -L to L times one scale an array, rounded at random so that the mean is the number: TernGrad (Wen et al.,
+//! NeurIPS 2017, arXiv:1705.07878; L = 1, the scale is the largest magnitude) and QSGD (Alistarh et al., NeurIPS 2017,
+//! arXiv:1610.02132; the scale is the norm divided by L), both with codes of fixed length.
+
+use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, room};
+use super::cursor::Cursor;
+use super::rotated::{NAN, exponent, finite, float_at, power_of_two, take_scales};
+use crate::cpu::Level;
+use crate::error::{Error, Result};
+use crate::formats::int::Int;
+use crate::formats::{Codes, Grid};
+use crate::pack::{pack_tile, pack_trits, packed_len, unpack_tile, unpack_trits};
+use crate::quantize::observe_all;
+use crate::scale::Statistic;
+use crate::stream::Purpose;
+use crate::view::View;
+
+/// What the largest integer stands for.
+#[derive(Clone, Copy, Debug)]
+enum Top {
+    /// The largest magnitude.
+    Magnitude,
+    /// The Euclidean norm.
+    Norm,
+}
+
+/// Integers from `-levels` to `levels`.
+#[derive(Clone, Debug)]
+pub(super) struct Levels {
+    levels: u32,
+    top: Top,
+    bits: u32,
+    grid: Int,
+}
+
+impl Levels {
+    fn new(levels: u32, top: Top) -> Self {
+        let bits = (2 * levels + 1).next_power_of_two().ilog2();
+        Levels { levels, top, bits, grid: Int::around_zero(levels, bits) }
+    }
+
+    /// -1, 0 and 1 times the largest magnitude.
+    pub fn terngrad() -> Self {
+        Levels::new(1, Top::Magnitude)
+    }
+
+    /// The levels of QSGD.
+    pub fn qsgd(levels: u32) -> Result<Self> {
+        if (1..=32_767).contains(&levels) {
+            return Ok(Levels::new(levels, Top::Norm));
+        }
+        Err(Error::argument("levels", format!("{levels} is out of range; give 1 to 32767")))
+    }
+
+    /// Bytes that the codes of `n` numbers take: of three values five a byte.
+    fn length(&self, n: usize) -> usize {
+        if self.levels == 1 { n.div_ceil(5) } else { packed_len(n, self.bits) }
+    }
+}
+
+impl Coder for Levels {
+    fn encode(&self, x: &View, noise: Noise, out: &mut Vec<u8>) -> Result<bool> {
+        let words = noise.stream(Purpose::Coin)?;
+        let seen = observe_all(x, Statistic::Moments);
+        let amax = seen.amax();
+        // A clean float state: the caller's may flush what is small.
+        let (scale, factor, recip) = Level::PORTABLE.run(|| {
+            let e = exponent(amax.to_bits());
+            let top = match self.top {
+                Top::Magnitude => f64::from(amax),
+                Top::Norm => seen.moments().1.sqrt(),
+            };
+            let (levels, unit) = (f64::from(self.levels), power_of_two(e));
+            (finite(top / levels), power_of_two(-e) as f32, (unit * levels / top) as f32)
+        });
+        let scale = if seen.is_finite() { scale } else { NAN };
+        out.extend(scale.to_le_bytes());
+        let codes = room(out, self.length(x.len()));
+        if scale != 0.0 && !scale.is_nan() {
+            let grid = self.grid;
+            encode_tiles(
+                x,
+                codes,
+                |n| self.length(n),
+                #[inline(always)]
+                |level, start, x, out| {
+                    let (mut drawn, mut codes) = ([0; TILE], [0_u32; TILE]);
+                    words.fill(start as u64, &mut drawn[..x.len()]);
+                    for ((code, x), word) in codes.iter_mut().zip(x).zip(&drawn) {
+                        *code = grid.encode(grid.stochastic((x * factor) * recip, *word));
+                    }
+                    if self.levels == 1 {
+                        pack_trits(&codes[..x.len()], out);
+                    } else {
+                        pack_tile(level, &codes[..x.len()], self.bits, out);
+                    }
+                },
+            );
+        }
+        Ok(seen.is_finite())
+    }
+
+    fn open<'a>(&'a self, shape: &[usize], _: Noise, payload: &mut Cursor<'a>) -> Result<Box<dyn Opened + 'a>> {
+        let n: usize = shape.iter().product();
+        let scale = float_at(take_scales(payload, 1)?, 0);
+        let codes = payload.take(self.length(n))?;
+        Ok(Box::new(Sent { codec: self, scale, codes, n }))
+    }
+
+    fn needs_key(&self) -> bool {
+        false
+    }
+}
+
+struct Sent<'a> {
+    codec: &'a Levels,
+    scale: f32,
+    codes: &'a [u8],
+    n: usize,
+}
+
+impl Opened for Sent<'_> {
+    fn pieces(&self) -> Pieces {
+        Pieces::Chunks(self.n)
+    }
+
+    fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()> {
+        let (codec, scale) = (self.codec, self.scale);
+        if scale == 0.0 {
+            out.fill(0.0);
+            return Ok(());
+        }
+        decode_tiles(
+            level,
+            piece,
+            self.codes,
+            |n| codec.length(n),
+            out,
+            #[inline(always)]
+            |_, bytes, out| {
+                let mut codes = [0_u32; TILE];
+                let codes = &mut codes[..out.len()];
+                if codec.levels == 1 {
+                    unpack_trits(bytes, codes);
+                } else {
+                    unpack_tile(level, bytes, codec.bits, codes);
+                }
+                for (value, code) in out.iter_mut().zip(codes) {
+                    *value = codec.grid.decode(*code) * scale + 0.0;
+                }
+            },
+        );
+        Ok(())
+    }
+}

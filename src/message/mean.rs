@@ -1,0 +1,117 @@
+//! Decoding, one message or the weighted mean of many, piece by piece.
+
+use super::coder::{FirstError, Opened, Pieces, with_buffer};
+use crate::cpu::Level;
+use crate::error::Result;
+use crate::parallel::{self, Shared};
+
+/// Writes the numbers of one array.
+pub(super) fn decode(array: &dyn Opened, out: &mut [f32]) -> Result<()> {
+    let (level, pieces) = (Level::current(), array.pieces());
+    each_piece(&pieces, out, |piece, out| {
+        array.decode(level, piece, out)?;
+        array.finish(level, piece, out);
+        Ok(())
+    })
+}
+
+/// Calls `work(piece, numbers)` for every piece, on several threads; `numbers` is the place in `out` where the piece
+/// belongs, or a buffer of its padded length that is copied there.
+fn each_piece(pieces: &Pieces, out: &mut [f32], work: impl Fn(usize, &mut [f32]) -> Result<()> + Sync) -> Result<()> {
+    let first_bad = FirstError::default();
+    let out = Shared::new(out);
+    parallel::for_each(pieces.len(), |piece| {
+        let range = pieces.range(piece);
+        let numbers = range.start..range.end.min(pieces.numbers());
+        // SAFETY: pieces are disjoint, and `out` is borrowed until `for_each` returns.
+        let place = unsafe { out.part(numbers.clone()) };
+        let result = if numbers == range {
+            work(piece, place)
+        } else {
+            with_buffer(range.len(), |buffer| {
+                let result = work(piece, buffer);
+                place.copy_from_slice(&buffer[..numbers.len()]);
+                result
+            })
+        };
+        first_bad.note(piece, result);
+    });
+    first_bad.into_result()
+}
+
+/// Adds `weight` times the decoded numbers to a sum.
+#[inline(always)]
+fn accumulate(level: Level, sum: &mut [f32], numbers: &[f32], weight: f32) {
+    level.run(
+        #[inline(always)]
+        || sum.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number * weight),
+    );
+}
+
+#[inline(always)]
+fn multiply(level: Level, numbers: &mut [f32], factor: f32) {
+    level.run(
+        #[inline(always)]
+        || numbers.iter_mut().for_each(|number| *number *= factor),
+    );
+}
+
+/// `1 / total` as float32, whatever the caller's float state.
+pub(super) fn reciprocal(total: f64) -> f32 {
+    Level::PORTABLE.run(|| (1.0 / total) as f32)
+}
+
+/// A weight as float32, whatever the caller's float state.
+pub(super) fn weight(weight: f64) -> f32 {
+    Level::PORTABLE.run(|| weight as f32)
+}
+
+/// What a sum begins with: adding it changes no number, not even the sign of a zero.
+pub(super) const NOTHING: f32 = -0.0;
+
+/// Writes the weighted mean of the same array in several messages, added in their order; a piece is summed while it is in
+/// the cache, and a rotation that all share is undone once.
+pub(super) fn mean(arrays: &[(&dyn Opened, f32)], total: f64, out: &mut [f32]) -> Result<()> {
+    let Some((first, _)) = arrays.first() else { return Ok(()) };
+    let (level, pieces, reciprocal) = (Level::current(), first.pieces(), reciprocal(total));
+    each_piece(&pieces, out, |piece, sum| {
+        sum.fill(NOTHING);
+        with_buffer(sum.len(), |numbers| {
+            for (array, weight) in arrays {
+                array.decode(level, piece, numbers)?;
+                accumulate(level, sum, numbers, *weight);
+            }
+            Ok(())
+        })?;
+        multiply(level, sum, reciprocal);
+        first.finish(level, piece, sum);
+        Ok(())
+    })
+}
+
+/// Adds one array to a sum of its padded length, before the rotation that all share is undone.
+pub(super) fn add(array: &dyn Opened, weight: f32, sum: &mut [f32]) -> Result<()> {
+    let (level, pieces, first_bad) = (Level::current(), array.pieces(), FirstError::default());
+    let sum = Shared::new(sum);
+    parallel::for_each(pieces.len(), |piece| {
+        let range = pieces.range(piece);
+        with_buffer(range.len(), |numbers| {
+            let result = array.decode(level, piece, numbers);
+            // SAFETY: pieces are disjoint, and `sum` is borrowed until `for_each` returns.
+            accumulate(level, unsafe { sum.part(range.clone()) }, numbers, weight);
+            first_bad.note(piece, result);
+        });
+    });
+    first_bad.into_result()
+}
+
+/// Writes the mean that a sum of weight `total` stands for; `array` is any that was added.
+pub(super) fn finish(array: &dyn Opened, sum: &[f32], total: f64, out: &mut [f32]) -> Result<()> {
+    let (level, pieces, reciprocal) = (Level::current(), array.pieces(), reciprocal(total));
+    each_piece(&pieces, out, |piece, out| {
+        out.copy_from_slice(&sum[pieces.range(piece)]);
+        multiply(level, out, reciprocal);
+        array.finish(level, piece, out);
+        Ok(())
+    })
+}

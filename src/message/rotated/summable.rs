@@ -1,0 +1,298 @@
+//! Small integers that add: one rotation and one grid for all senders, and subtractive dither of each sender's own.
+//!
+//! The idea of summing compressed numbers as they are is THC's (Li et al., NSDI 2024, arXiv:2302.08545). The grid here is
+//! uniform on `[-T, T]` times the norm that the senders agree on, with T of QUIC-FL (`p = 2^-9`, arXiv:2205.13341):
+//! clipping there keeps `1 - p` of a vector of normal numbers, a squared bias of `2^-18`.
+
+use super::super::coder::{Coder, Noise, Opened, Pieces};
+use super::super::cursor::Cursor;
+use super::{Block, LIMIT, Layout, NAN, Owner, Rotation, check_rounds, encode_blocks, finite, float_at, take_scales};
+use crate::cpu::Level;
+use crate::error::{Error, Result};
+use crate::fwht::BLOCK_MIN;
+use crate::pack::{pack_tile, packed_len, unpack_tile};
+use crate::parallel::{self, Shared};
+use crate::scale::PIECE;
+use crate::stream::{Purpose, Stream};
+use crate::view::View;
+
+/// T as float32.
+const EDGE: f32 = LIMIT as f32;
+
+/// Adding 1.5 2^23 rounds a float32 below 2^22 in magnitude to an integer, ties to even.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// A word as a number in (-1/2, 1/2), exact.
+#[inline(always)]
+pub(in super::super) fn dither(word: u32) -> f32 {
+    ((word >> 8) as i32 as f32 + 0.5) * (1.0 / 16_777_216.0) - 0.5
+}
+
+/// The integer nearest to `t`, from 0 to `most`.
+#[inline(always)]
+pub(in super::super) fn nearest(t: f32, most: f32) -> f32 {
+    ((t + ROUNDER) - ROUNDER).max(0.0).min(most)
+}
+
+/// The integer that a float32 from 0 to 2^22 is.
+#[inline(always)]
+pub(in super::super) fn integer(value: f32) -> u32 {
+    (value + ROUNDER).to_bits() & 0x003f_ffff
+}
+
+/// Integers on one grid.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Summable {
+    bits: u32,
+    rounds: u32,
+    most: f32,
+    step: f32,
+}
+
+impl Summable {
+    pub fn new(bits: u32, rounds: u32) -> Result<Self> {
+        check_rounds(rounds)?;
+        if !(1..=8).contains(&bits) {
+            return Err(Error::argument("bits", format!("{bits} is out of range; give 1 to 8")));
+        }
+        let most = (1_u32 << bits) - 1;
+        let step = (2.0 * LIMIT / f64::from(most)) as f32;
+        Ok(Summable { bits, rounds, most: most as f32, step })
+    }
+
+    fn rotation(&self, n: usize, noise: Noise) -> Result<Rotation> {
+        Rotation::new(n, BLOCK_MIN, self.rounds, Owner::Everybody, noise)
+    }
+
+    /// Writes the integer of every number of a rotated block to `block`, as floats.
+    #[inline(always)]
+    fn round(&self, standard: f32, words: Stream, start: u64, block: &mut [f32]) {
+        let (recip, mut drawn) = (1.0 / self.step, [0; PIECE]);
+        for (i, piece) in block.chunks_mut(PIECE).enumerate() {
+            let drawn = &mut drawn[..piece.len()];
+            words.fill(start + (i * PIECE) as u64, drawn);
+            for (y, word) in piece.iter_mut().zip(drawn) {
+                let t = (*y * standard + EDGE) * recip;
+                // Beyond the grid by any amount is beyond by one: the sum below must not leave the integers' range.
+                *y = nearest(t.max(-1.0).min(self.most + 1.0) + dither(*word), self.most);
+            }
+        }
+    }
+
+    /// The norm of every block; what is not finite has a NaN.
+    pub fn norms(&self, x: &View, key: crate::stream::Key, out: &mut [f32]) -> Result<()> {
+        let (level, noise) = (Level::current(), Noise { key: Some(key), sender: 0 });
+        let rotation = self.rotation(x.len(), noise)?;
+        let out = Shared::new(out);
+        parallel::for_each(rotation.blocks.len(), |index| {
+            super::super::coder::with_buffer(rotation.blocks.range(index).len(), |block| {
+                let norm = level.run(
+                    #[inline(always)]
+                    || norm(&rotation.forward(level, x, index, block)),
+                );
+                // SAFETY: every block is put once, and `out` is borrowed until `for_each` returns.
+                unsafe { out.put(index, norm) };
+            });
+        });
+        Ok(())
+    }
+
+    /// Writes the integer of every number, padding included, on the grids of the given norms (one for each block, none less
+    /// than the vector's own, or it is clipped).
+    pub fn integers(&self, x: &View, norms: &[f32], noise: Noise, out: &mut [u8]) -> Result<()> {
+        let (level, rotation, words) = (Level::current(), self.rotation(x.len(), noise)?, noise.stream(Purpose::Dither)?);
+        let first_bad = super::super::coder::FirstError::default();
+        let out = Shared::new(out);
+        parallel::for_each(rotation.blocks.len(), |index| {
+            let range = rotation.blocks.range(index);
+            // SAFETY: blocks are disjoint, and `out` is borrowed until `for_each` returns.
+            let out = unsafe { out.part(range.clone()) };
+            let norm = norms.get(index).copied().unwrap_or(NAN);
+            super::super::coder::with_buffer(range.len(), |block| {
+                let ready = level.run(
+                    #[inline(always)]
+                    || {
+                        match rotation.forward(level, x, index, block) {
+                            Block::NotFinite => return false,
+                            // A vector of zeros has a place on any grid.
+                            Block::Zero => {
+                                block.fill(0.0);
+                                self.round(0.0, words, range.start as u64, block);
+                            }
+                            Block::Rotated(front) => {
+                                let factor = front.length.sqrt() / front.root * (front.unit / f64::from(norm));
+                                self.round(factor as f32, words, range.start as u64, block);
+                            }
+                        }
+                        out.iter_mut().zip(&*block).for_each(|(code, value)| *code = integer(*value) as u8);
+                        true
+                    },
+                );
+                if !ready {
+                    let reason = "holds a number that is not finite, for which there is no integer";
+                    first_bad.note(index, Err(Error::argument("x", reason)));
+                } else if !(norm >= 0.0 && norm.is_finite()) {
+                    let reason = format!("block {index} has norm {norm}; norms are finite and not negative");
+                    first_bad.note(index, Err(Error::argument("norms", reason)));
+                }
+            });
+        });
+        first_bad.into_result()
+    }
+
+    /// The sum of the vectors whose integers add up to `total`; `senders` in the order of the sum of their dithers.
+    pub fn decode_sum(
+        &self,
+        total: &[i64],
+        norms: &[f32],
+        key: crate::stream::Key,
+        senders: &[u64],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let level = Level::current();
+        let shared = Noise { key: Some(key), sender: 0 };
+        let rotation = self.rotation(out.len(), shared)?;
+        let streams = senders
+            .iter()
+            .map(|&sender| Noise { sender, ..shared }.stream(Purpose::Dither))
+            .collect::<Result<Vec<_>>>()?;
+        let out = Shared::new(out);
+        parallel::for_each(rotation.blocks.len(), |index| {
+            let range = rotation.blocks.range(index);
+            let scale = scale_of(norms.get(index).copied().unwrap_or(NAN), range.len());
+            super::super::coder::with_buffer(range.len(), |block| {
+                level.run(
+                    #[inline(always)]
+                    || {
+                        let mut drawn = [0; PIECE];
+                        let middle = EDGE * senders.len() as f32;
+                        for (i, piece) in block.chunks_mut(PIECE).enumerate() {
+                            let start = range.start + i * PIECE;
+                            piece.fill(0.0);
+                            for stream in &streams {
+                                stream.fill(start as u64, &mut drawn[..piece.len()]);
+                                piece.iter_mut().zip(&drawn).for_each(|(sum, word)| *sum += dither(*word));
+                            }
+                            for (value, sum) in piece.iter_mut().zip(&total[start..]) {
+                                *value = ((*sum as f32 - *value) * self.step - middle) * scale;
+                            }
+                        }
+                    },
+                );
+                rotation.levelled_back(level, index, block);
+                let numbers = rotation.numbers(index);
+                // SAFETY: blocks are disjoint, and `out` is borrowed until `for_each` returns.
+                unsafe { out.part(numbers.clone()) }.copy_from_slice(&block[..numbers.len()]);
+            });
+        });
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn norm(block: &Block) -> f32 {
+    match block {
+        Block::Zero => 0.0,
+        Block::NotFinite => NAN,
+        Block::Rotated(front) => finite(front.unit * front.squares.sqrt()),
+    }
+}
+
+/// What a number of standard deviation 1 is worth in a block of this norm.
+#[inline(always)]
+fn scale_of(norm: f32, length: usize) -> f32 {
+    (f64::from(norm) / (length as f64).sqrt()) as f32
+}
+
+impl Coder for Summable {
+    fn encode(&self, x: &View, noise: Noise, out: &mut Vec<u8>) -> Result<bool> {
+        let (level, rotation, words) = (Level::current(), self.rotation(x.len(), noise)?, noise.stream(Purpose::Dither)?);
+        encode_blocks(
+            &rotation,
+            4,
+            |length| packed_len(length, self.bits),
+            out,
+            |index, block, scale, codes| {
+                let value = level.run(
+                    #[inline(always)]
+                    || {
+                        let state = rotation.forward(level, x, index, block);
+                        let norm = norm(&state);
+                        if let Block::Rotated(front) = state {
+                            let factor = front.length.sqrt() / front.root * (front.unit / f64::from(norm));
+                            self.round(factor as f32, words, rotation.blocks.range(index).start as u64, block);
+                            let mut integers = [0_u32; PIECE];
+                            for (piece, codes) in block.chunks(PIECE).zip(codes.chunks_mut(packed_len(PIECE, self.bits))) {
+                                let integers = &mut integers[..piece.len()];
+                                integers.iter_mut().zip(piece).for_each(|(code, value)| *code = integer(*value));
+                                pack_tile(level, integers, self.bits, codes);
+                            }
+                        }
+                        norm
+                    },
+                );
+                scale.copy_from_slice(&value.to_le_bytes());
+                !value.is_nan()
+            },
+        )
+    }
+
+    fn open<'a>(&'a self, shape: &[usize], noise: Noise, payload: &mut Cursor<'a>) -> Result<Box<dyn Opened + 'a>> {
+        let n = shape.iter().product();
+        let (rotation, words) = (self.rotation(n, noise)?, noise.stream(Purpose::Dither)?);
+        let norms = take_scales(payload, rotation.blocks.len())?;
+        let layout = Layout { blocks: rotation.blocks, length: |length| packed_len(length, self.bits) };
+        let codes = payload.take(layout.total()?)?;
+        Ok(Box::new(Sent { codec: self, rotation, words, norms, codes, n }))
+    }
+
+    fn needs_key(&self) -> bool {
+        true
+    }
+}
+
+struct Sent<'a> {
+    codec: &'a Summable,
+    rotation: Rotation,
+    words: Stream,
+    norms: &'a [u8],
+    codes: &'a [u8],
+    n: usize,
+}
+
+impl Opened for Sent<'_> {
+    fn pieces(&self) -> Pieces {
+        Pieces::Blocks(self.rotation.blocks, self.n)
+    }
+
+    fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()> {
+        let norm = float_at(self.norms, piece);
+        if norm == 0.0 || norm.is_nan() {
+            out.fill(if norm == 0.0 { 0.0 } else { NAN });
+            return Ok(());
+        }
+        let bits = self.codec.bits;
+        let codes = Layout { blocks: self.rotation.blocks, length: |length| packed_len(length, bits) }.part(self.codes, piece);
+        let (scale, start) = (scale_of(norm, out.len()), self.rotation.blocks.range(piece).start);
+        level.run(
+            #[inline(always)]
+            || {
+                let (mut drawn, mut small) = ([0; PIECE], [0_u8; PIECE]);
+                for ((i, out), bytes) in out.chunks_mut(PIECE).enumerate().zip(codes.chunks(packed_len(PIECE, bits))) {
+                    let (drawn, small) = (&mut drawn[..out.len()], &mut small[..out.len()]);
+                    self.words.fill((start + i * PIECE) as u64, drawn);
+                    unpack_tile(level, bytes, bits, small);
+                    for ((value, code), word) in out.iter_mut().zip(&*small).zip(&*drawn) {
+                        let code = i32::from(*code) as f32;
+                        *value = ((code - dither(*word)) * self.codec.step - EDGE) * scale;
+                    }
+                }
+            },
+        );
+        Ok(())
+    }
+
+    fn finish(&self, level: Level, piece: usize, out: &mut [f32]) {
+        self.rotation.levelled_back(level, piece, out);
+    }
+}
