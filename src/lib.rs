@@ -11,6 +11,7 @@ pub mod onebit;
 pub mod pack;
 pub mod parallel;
 pub mod quantize;
+pub mod rans;
 pub mod scale;
 mod simd;
 pub mod stream;
