@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: The layers of src, lowest first: a module may use its own layer's earlier modules and every lower layer.
 LAYERS = [
-    {"error", "cpu", "stream", "parallel", "simd", "pack", "view"},
+    {"error", "cpu", "stream", "parallel", "simd", "pack", "rans", "view"},
     {"formats", "scale"},
     {"quantize", "fwht", "onebit"},
     {"message", "gemm"},

@@ -42,7 +42,7 @@ pub(in super::super) fn integer(value: f32) -> u32 {
 
 /// Integers on one grid.
 #[derive(Clone, Debug)]
-pub(in super::super) struct Summable {
+pub struct Summable {
     bits: u32,
     rounds: u32,
     most: f32,
