@@ -17,7 +17,9 @@ pub mod quantized;
 mod raw;
 mod rotated;
 mod sign;
+pub mod sum;
 mod tables;
 
 pub use coder::Noise;
 pub use rotated::summable::Summable;
+pub use tables::entropy_step;

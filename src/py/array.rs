@@ -181,6 +181,27 @@ pub(super) fn slice_of<'a, T: numpy::Element>(
     Ok(unsafe { std::slice::from_raw_parts(start, array.len()) })
 }
 
+/// The bytes of a C-contiguous array in little-endian byte order.
+pub(super) fn bytes_of<'a>(argument: &str, array: &'a Bound<'_, PyUntypedArray>) -> PyResult<&'a [u8]> {
+    let descr = array.dtype();
+    let little = descr.itemsize() == 1 || (descr.is_native_byteorder() != Some(false)) == cfg!(target_endian = "little");
+    if !little || !array.is_c_contiguous() {
+        return Err(PyTypeError::new_err(format!("{argument}: expected a contiguous, little-endian array")));
+    }
+    // SAFETY: a dense run of bytes in a live array, which the borrow keeps alive.
+    Ok(unsafe { std::slice::from_raw_parts(data(array), array.len() * descr.itemsize()) })
+}
+
+/// The bytes of a C-contiguous array, to be written.
+///
+/// # Safety
+/// As for [`fill`], but of any element type.
+#[allow(clippy::mut_from_ref, reason = "the array's memory is not Rust's")]
+pub(super) unsafe fn raw<'a>(array: &'a Bound<'_, PyUntypedArray>) -> &'a mut [u8] {
+    // SAFETY: by the caller's promise.
+    unsafe { std::slice::from_raw_parts_mut(data(array), array.len() * array.dtype().itemsize()) }
+}
+
 /// The memory of a C-contiguous array, to be written. (rust-numpy's borrows are not used for this: one that is held while the
 /// GIL is released is a shared flag that outlives a fork and refuses innocent readers.)
 ///

@@ -138,6 +138,16 @@ impl Rotation {
     /// Reads block `index` of `x` and rotates it. Called within `Level::run`.
     #[inline(always)]
     pub fn forward(&self, level: Level, x: &View, index: usize, block: &mut [f32]) -> Block {
+        let state = self.read(x, index, block);
+        if matches!(state, Block::Rotated(_)) {
+            rotate(level, &self.signs, self.blocks.range(index).start as u64, block);
+        }
+        state
+    }
+
+    /// Reads block `index` of `x` and measures it. Called within `Level::run`.
+    #[inline(always)]
+    pub fn read(&self, x: &View, index: usize, block: &mut [f32]) -> Block {
         let numbers = self.numbers(index);
         let (head, padding) = block.split_at_mut(numbers.len());
         x.copy(numbers.clone(), head);
@@ -156,7 +166,6 @@ impl Rotation {
             piece.iter_mut().for_each(|x| *x *= factor);
             squares += sum_of_products(piece, piece);
         }
-        rotate(level, &self.signs, numbers.start as u64, block);
         let (length, root) = (block.len() as f64, root(block.len().ilog2(), self.rounds));
         Block::Rotated(Rotated { unit: power_of_two(e), squares, root, length })
     }

@@ -13,7 +13,7 @@ use crate::fwht::BLOCK_MIN;
 use crate::pack::{pack_tile, packed_len, unpack_tile};
 use crate::parallel::{self, Shared};
 use crate::scale::PIECE;
-use crate::stream::{Purpose, Stream};
+use crate::stream::{Key, Purpose, Stream};
 use crate::view::View;
 
 /// T as float32.
@@ -50,6 +50,7 @@ pub struct Summable {
 }
 
 impl Summable {
+    /// Integers of `bits` bits, 1 to 8.
     pub fn new(bits: u32, rounds: u32) -> Result<Self> {
         check_rounds(rounds)?;
         if !(1..=8).contains(&bits) {
@@ -80,15 +81,16 @@ impl Summable {
     }
 
     /// The norm of every block; what is not finite has a NaN.
-    pub fn norms(&self, x: &View, key: crate::stream::Key, out: &mut [f32]) -> Result<()> {
-        let (level, noise) = (Level::current(), Noise { key: Some(key), sender: 0 });
+    pub fn norms(&self, x: &View, out: &mut [f32]) -> Result<()> {
+        // Nothing is rotated, so any key will do.
+        let (level, noise) = (Level::current(), Noise { key: Some(Key { k0: 0, k1: 0 }), sender: 0 });
         let rotation = self.rotation(x.len(), noise)?;
         let out = Shared::new(out);
         parallel::for_each(rotation.blocks.len(), |index| {
             super::super::coder::with_buffer(rotation.blocks.range(index).len(), |block| {
                 let norm = level.run(
                     #[inline(always)]
-                    || norm(&rotation.forward(level, x, index, block)),
+                    || norm(&rotation.read(x, index, block)),
                 );
                 // SAFETY: every block is put once, and `out` is borrowed until `for_each` returns.
                 unsafe { out.put(index, norm) };
@@ -145,7 +147,7 @@ impl Summable {
         &self,
         total: &[i64],
         norms: &[f32],
-        key: crate::stream::Key,
+        key: Key,
         senders: &[u64],
         out: &mut [f32],
     ) -> Result<()> {
