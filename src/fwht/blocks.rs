@@ -4,8 +4,6 @@ use std::ops::Range;
 
 use super::BLOCK_MAX;
 
-
-
 /// The shortest block that a codec rotates: in smaller ones even two rounds leave a bias (of up to all of the error at
 /// length 2, .7 % at 8), here below 4e-6 of the squared norm.
 pub const BLOCK_MIN: usize = 128;

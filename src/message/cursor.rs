@@ -31,8 +31,7 @@ impl<'a> Cursor<'a> {
 
     /// A 64-bit length that this machine can hold.
     pub fn size(&mut self) -> Result<usize> {
-        usize::try_from(u64::from_le_bytes(self.array()?))
-            .map_err(|_| Error::decode("a length is beyond this machine"))
+        usize::try_from(u64::from_le_bytes(self.array()?)).map_err(|_| Error::decode("a length is beyond this machine"))
     }
 
     /// Refuses bytes that nothing explains.

@@ -1,7 +1,7 @@
 //! A message in the container: kind 2, one array or many by name, coded by one codec or exactly as they are.
 
-use super::coder::{Noise, Opened, room};
 use super::codec::Codec;
+use super::coder::{Noise, Opened, room};
 use super::cursor::Cursor;
 use super::header::{CRC, Header, count};
 use super::mean;
@@ -206,7 +206,8 @@ impl<'a> Message<'a> {
     pub fn read(data: &'a [u8], max_elements: usize) -> Result<Self> {
         let (header, payload) = Header::read(data)?;
         if header.kind != KIND {
-            let what = if header.kind == super::quantized::KIND { "; lowbit.Quantized.from_bytes reads it" } else { "" };
+            let what =
+                if header.kind == super::quantized::KIND { "; lowbit.Quantized.from_bytes reads it" } else { "" };
             return Err(Error::decode(format!("this container holds kind {}, not a message{what}", header.kind)));
         }
         if header.flags & !(NOT_FINITE | MAPPING) != 0 {
@@ -214,7 +215,9 @@ impl<'a> Message<'a> {
         }
         let elements = count(&header.shape)?;
         if elements > max_elements {
-            let reason = format!("{elements} numbers are more than max_elements = {max_elements}; raise it if you trust the sender");
+            let reason = format!(
+                "{elements} numbers are more than max_elements = {max_elements}; raise it if you trust the sender"
+            );
             return Err(Error::decode(reason));
         }
         let mut rest = Cursor(&header.parameters);
@@ -287,7 +290,8 @@ impl<'a> Message<'a> {
 
     /// Checks that a message goes together with another, so that their arrays can be added.
     pub fn check_like(&self, other: &Message<'_>) -> Result<()> {
-        let differs = |what: &str| Err(Error::decode(format!("messages differ in {what}; a mean needs messages alike")));
+        let differs =
+            |what: &str| Err(Error::decode(format!("messages differ in {what}; a mean needs messages alike")));
         if self.codec.id != other.codec.id {
             return differs(&format!("their codec ({} and {})", other.codec.id, self.codec.id));
         }
@@ -434,9 +438,7 @@ impl Array<'_> {
     /// Writes the mean that a sum stands for; any array that was added will do.
     pub fn finish(&self, sum: &Sum, total: f64, target: Target<'_>) -> Result<()> {
         match (&self.state, sum, target) {
-            (State::Coded(array), Sum::Coded(sum), Target::Coded(out)) => {
-                mean::finish(array.as_ref(), sum, total, out)
-            }
+            (State::Coded(array), Sum::Coded(sum), Target::Coded(out)) => mean::finish(array.as_ref(), sum, total, out),
             (_, Sum::Exact(sum), Target::Exact(out)) => {
                 out.copy_from_slice(sum);
                 scale_exact(out, total);

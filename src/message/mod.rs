@@ -3,8 +3,8 @@
 //! A *codec* ([`codec`]) turns an array into a payload; the *envelope* frames one or many; *mean* decodes and adds. Every
 //! codec is one file with a `Coder` (its parameters) and an `Opened` (one array's payload, decoded piece by piece).
 
-mod coder;
 pub mod codec;
+mod coder;
 mod cursor;
 mod dither;
 pub mod envelope;

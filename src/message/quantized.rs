@@ -1,7 +1,7 @@
 //! A quantized array in the container: kind 1.
 
-pub use super::cursor::floats;
 use super::cursor::Cursor;
+pub use super::cursor::floats;
 use super::header::{Header, count};
 use crate::error::{Error, Result};
 use crate::formats::Format;

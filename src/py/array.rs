@@ -184,7 +184,8 @@ pub(super) fn slice_of<'a, T: numpy::Element>(
 /// The bytes of a C-contiguous array in little-endian byte order.
 pub(super) fn bytes_of<'a>(argument: &str, array: &'a Bound<'_, PyUntypedArray>) -> PyResult<&'a [u8]> {
     let descr = array.dtype();
-    let little = descr.itemsize() == 1 || (descr.is_native_byteorder() != Some(false)) == cfg!(target_endian = "little");
+    let little =
+        descr.itemsize() == 1 || (descr.is_native_byteorder() != Some(false)) == cfg!(target_endian = "little");
     if !little || !array.is_c_contiguous() {
         return Err(PyTypeError::new_err(format!("{argument}: expected a contiguous, little-endian array")));
     }

@@ -1,6 +1,6 @@
 //! Messages: arrays in, bytes out, and back.
 
-use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods, dtype};
+use numpy::{PyArrayDescr, PyUntypedArray, PyUntypedArrayMethods, dtype};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyString};
@@ -28,9 +28,8 @@ fn key(words: Words) -> Option<Key> {
 fn dtype_of(array: &Untyped<'_>) -> PyResult<Dtype> {
     let descr = array.dtype();
     let name: String = descr.getattr("name")?.extract()?;
-    Dtype::named(&name).ok_or_else(|| {
-        PyTypeError::new_err(format!("x: dtype {name} cannot be sent; floats, integers and bools can"))
-    })
+    Dtype::named(&name)
+        .ok_or_else(|| PyTypeError::new_err(format!("x: dtype {name} cannot be sent; floats, integers and bools can")))
 }
 
 /// A new array of a dtype on the wire; bfloat16 where `ml_dtypes` has registered it, else `None`.
@@ -64,8 +63,7 @@ pub(super) fn message_encode<'py>(
     for (name, array, exact) in &arrays {
         let name = name.as_ref().map(|name| text("x", name)).transpose()?.unwrap_or_default();
         let entry = Entry { name, shape: array.shape().to_vec(), dtype: dtype_of(array)?, exact: *exact };
-        let data =
-            if *exact { Data::Exact(bytes_of("x", array)?) } else { Data::Coded(Input::new("x", array)?.view) };
+        let data = if *exact { Data::Exact(bytes_of("x", array)?) } else { Data::Coded(Input::new("x", array)?.view) };
         parts.push((entry, data));
     }
     let noise = Noise { key: key(words), sender };

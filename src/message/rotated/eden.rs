@@ -8,9 +8,7 @@
 use super::super::coder::{Coder, Noise, Opened, Pieces};
 use super::super::cursor::Cursor;
 use super::super::tables::{Codebook, codebook};
-use super::{
-    Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, encode_blocks, finite, float_at, take_scales,
-};
+use super::{Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, encode_blocks, finite, float_at, take_scales};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::fwht::{BLOCK_MAX, BLOCK_MIN};

@@ -144,7 +144,8 @@ impl Opened for Sent<'_> {
                 for (bytes, out) in codes.chunks(PIECE / 8).zip(out.chunks_mut(PIECE)) {
                     mask::spread(bytes, &mut lanes);
                     for (value, lane) in out.iter_mut().zip(&lanes) {
-                        *value = f32::from_bits(low.to_bits() ^ (lane.wrapping_neg() & (low.to_bits() ^ high.to_bits())));
+                        *value =
+                            f32::from_bits(low.to_bits() ^ (lane.wrapping_neg() & (low.to_bits() ^ high.to_bits())));
                     }
                 }
             },

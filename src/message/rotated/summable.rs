@@ -102,7 +102,8 @@ impl Summable {
     /// Writes the integer of every number, padding included, on the grids of the given norms (one for each block, none less
     /// than the vector's own, or it is clipped).
     pub fn integers(&self, x: &View, norms: &[f32], noise: Noise, out: &mut [u8]) -> Result<()> {
-        let (level, rotation, words) = (Level::current(), self.rotation(x.len(), noise)?, noise.stream(Purpose::Dither)?);
+        let (level, rotation, words) =
+            (Level::current(), self.rotation(x.len(), noise)?, noise.stream(Purpose::Dither)?);
         let first_bad = super::super::coder::FirstError::default();
         let out = Shared::new(out);
         parallel::for_each(rotation.blocks.len(), |index| {
@@ -143,14 +144,7 @@ impl Summable {
     }
 
     /// The sum of the vectors whose integers add up to `total`; `senders` in the order of the sum of their dithers.
-    pub fn decode_sum(
-        &self,
-        total: &[i64],
-        norms: &[f32],
-        key: Key,
-        senders: &[u64],
-        out: &mut [f32],
-    ) -> Result<()> {
+    pub fn decode_sum(&self, total: &[i64], norms: &[f32], key: Key, senders: &[u64], out: &mut [f32]) -> Result<()> {
         let level = Level::current();
         let shared = Noise { key: Some(key), sender: 0 };
         let rotation = self.rotation(out.len(), shared)?;
@@ -208,7 +202,8 @@ fn scale_of(norm: f32, length: usize) -> f32 {
 
 impl Coder for Summable {
     fn encode(&self, x: &View, noise: Noise, out: &mut Vec<u8>) -> Result<bool> {
-        let (level, rotation, words) = (Level::current(), self.rotation(x.len(), noise)?, noise.stream(Purpose::Dither)?);
+        let (level, rotation, words) =
+            (Level::current(), self.rotation(x.len(), noise)?, noise.stream(Purpose::Dither)?);
         encode_blocks(
             &rotation,
             4,
@@ -224,7 +219,9 @@ impl Coder for Summable {
                             let factor = front.length.sqrt() / front.root * (front.unit / f64::from(norm));
                             self.round(factor as f32, words, rotation.blocks.range(index).start as u64, block);
                             let mut integers = [0_u32; PIECE];
-                            for (piece, codes) in block.chunks(PIECE).zip(codes.chunks_mut(packed_len(PIECE, self.bits))) {
+                            for (piece, codes) in
+                                block.chunks(PIECE).zip(codes.chunks_mut(packed_len(PIECE, self.bits)))
+                            {
                                 let integers = &mut integers[..piece.len()];
                                 integers.iter_mut().zip(piece).for_each(|(code, value)| *code = integer(*value));
                                 pack_tile(level, integers, self.bits, codes);
@@ -274,7 +271,8 @@ impl Opened for Sent<'_> {
             return Ok(());
         }
         let bits = self.codec.bits;
-        let codes = Layout { blocks: self.rotation.blocks, length: |length| packed_len(length, bits) }.part(self.codes, piece);
+        let codes =
+            Layout { blocks: self.rotation.blocks, length: |length| packed_len(length, bits) }.part(self.codes, piece);
         let (scale, start) = (scale_of(norm, out.len()), self.rotation.blocks.range(piece).start);
         level.run(
             #[inline(always)]
