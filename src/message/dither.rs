@@ -1,6 +1,8 @@
 //! Subtractive dither, number by number: `2^b` equal steps on an interval, whose error is uniform on one step whatever the
 //! signal (Roberts 1962; Schuchman 1964). The interval is given, or is that of the array's own numbers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, room};
 use super::cursor::Cursor;
 use super::rotated::NAN;
@@ -49,8 +51,10 @@ impl Dither {
         if high > low { step.max(SCALE_RANGE.0) } else { step }
     }
 
-    fn code(&self, x: &View, words: Stream, (low, step): (f32, f32), out: &mut [u8]) {
+    /// Writes the codes; tells whether every number lies between `low` and `high` (a NaN does not).
+    fn code(&self, x: &View, words: Stream, (low, high, step): (f32, f32, f32), out: &mut [u8]) -> bool {
         let (most, recip) = (self.most(), Level::PORTABLE.run(|| 1.0 / step));
+        let all_inside = AtomicBool::new(true);
         encode_tiles(
             x,
             out,
@@ -59,13 +63,19 @@ impl Dither {
             |level, start, x, out| {
                 let (mut drawn, mut codes) = ([0; TILE], [0_u32; TILE]);
                 words.fill(start as u64, &mut drawn[..x.len()]);
+                let mut inside = 0;
                 for ((code, x), word) in codes.iter_mut().zip(x).zip(&drawn) {
+                    inside += u32::from(*x >= low) & u32::from(*x <= high);
                     let t = ((x - low) * recip).max(-1.0).min(most + 1.0);
                     *code = integer(nearest(t + dither(*word), most));
                 }
                 pack_tile(level, &codes[..x.len()], self.bits, out);
+                if inside as usize != x.len() {
+                    all_inside.store(false, Ordering::Relaxed);
+                }
             },
         );
+        all_inside.into_inner()
     }
 }
 
@@ -102,16 +112,19 @@ impl Coder for Dither {
         let words = noise.stream(Purpose::Dither)?;
         let length = packed_len(x.len(), self.bits);
         if let Some((low, high)) = self.interval {
-            let (finite, first) = outside(x, low, high);
-            if let Some(first) = first {
-                return Err(out_of_range(first, low, high));
-            }
-            out.push(u8::from(finite));
+            let place = out.len();
+            out.push(1);
             let codes = room(out, length);
-            if finite {
-                self.code(x, words, (low, self.step(low, high)), codes);
+            if self.code(x, words, (low, high, self.step(low, high)), codes) {
+                return Ok(true);
             }
-            return Ok(finite);
+            return match outside(x, low, high) {
+                (_, Some(first)) => Err(out_of_range(first, low, high)),
+                (finite, None) => {
+                    out[place..].fill(0);
+                    Ok(finite)
+                }
+            };
         }
         let (low, high) = observe_all(x, Statistic::MinMax).extremes();
         let finite = low.is_finite() && high.is_finite();
@@ -125,7 +138,7 @@ impl Coder for Dither {
         out.extend(high.to_le_bytes());
         let codes = room(out, length);
         if step > 0.0 {
-            self.code(x, words, (low, step), codes);
+            self.code(x, words, (low, high, step), codes);
         }
         Ok(finite)
     }

@@ -33,16 +33,20 @@ impl OneBit {
 impl Coder for OneBit {
     fn encode(&self, x: &View, noise: Noise, out: &mut Vec<u8>) -> Result<bool> {
         let (low, high) = self.ends;
-        let (finite, first) = outside(x, low, high);
-        if let Some(first) = first {
-            return Err(out_of_range(first, low, high));
-        }
-        out.push(u8::from(finite));
+        let place = out.len();
+        out.push(1);
         let bits = super::coder::room(out, x.len().div_ceil(8));
-        if finite {
-            self.scheme.encode(x, self.interval, noise.key, noise.sender, bits)?;
+        let Err(error) = self.scheme.encode(x, self.interval, noise.key, noise.sender, bits) else {
+            return Ok(true);
+        };
+        match outside(x, low, high) {
+            (_, Some(first)) => Err(out_of_range(first, low, high)),
+            (true, None) => Err(error),
+            (false, None) => {
+                out[place..].fill(0);
+                Ok(false)
+            }
         }
-        Ok(finite)
     }
 
     fn open<'a>(&'a self, shape: &[usize], noise: Noise, payload: &mut Cursor<'a>) -> Result<Box<dyn Opened + 'a>> {
