@@ -172,7 +172,6 @@ pub(super) fn encode_tiles(
         level.run(
             #[inline(always)]
             || {
-                let tile = tile;
                 let mut buffer = [0.0; TILE];
                 for (start, out) in range.clone().step_by(TILE).zip(out.chunks_mut(length(TILE).max(1))) {
                     let x = x.read(start..range.end.min(start + TILE), &mut buffer);
@@ -198,7 +197,6 @@ pub(super) fn decode_tiles(
     level.run(
         #[inline(always)]
         || {
-            let tile = tile;
             for (i, (bytes, out)) in payload.chunks(length(TILE).max(1)).zip(out.chunks_mut(TILE)).enumerate() {
                 tile(start + i * TILE, bytes, out);
             }

@@ -41,9 +41,10 @@ impl<'a> Cursor<'a> {
 
     /// Reads padding: `count` zero bytes.
     pub fn zeros(&mut self, count: usize) -> Result<()> {
-        match self.take(count)?.iter().all(|byte| *byte == 0) {
-            true => Ok(()),
-            false => Err(Error::decode("the payload's padding is not zero")),
+        if self.take(count)?.iter().all(|byte| *byte == 0) {
+            Ok(())
+        } else {
+            Err(Error::decode("the payload's padding is not zero"))
         }
     }
 }

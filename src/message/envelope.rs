@@ -64,17 +64,12 @@ impl Dtype {
 
     /// Whether all elements are finite.
     fn is_finite(self, bytes: &[u8]) -> bool {
-        !self.is_float() || bytes.chunks_exact(self.size).all(|bytes| self.word(bytes) & self.exponent != self.exponent)
-    }
-
-    /// The bits of one element.
-    fn word(self, bytes: &[u8]) -> u64 {
-        bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
+        !self.is_float() || bytes.chunks_exact(self.size).all(|bytes| word(bytes) & self.exponent != self.exponent)
     }
 
     /// One element as a float64.
     fn number(self, bytes: &[u8]) -> f64 {
-        let word = self.word(bytes);
+        let word = word(bytes);
         match self.code {
             1 => f64::from(half::f16::from_bits(word as u16)),
             2 => f64::from(half::bf16::from_bits(word as u16)),
@@ -87,6 +82,11 @@ impl Dtype {
             _ => word as f64,
         }
     }
+}
+
+/// The bits of one little-endian element.
+fn word(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// What a message says of one array.
@@ -236,8 +236,8 @@ impl<'a> Message<'a> {
             }
             let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
             names.sort_unstable();
-            if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-                return Err(Error::decode(format!("two arrays are called {:?}", pair[0])));
+            if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]).and_then(|pair| pair.first_chunk::<2>()) {
+                return Err(Error::decode(format!("two arrays are called {name:?}")));
             }
             entries
         } else {
@@ -401,7 +401,9 @@ fn add_exact(array: &Array<'_>, weight: f64, out: &mut [f64]) {
 
 fn scale_exact(out: &mut [f64], total: f64) {
     let reciprocal = 1.0 / total;
-    out.iter_mut().for_each(|sum| *sum *= reciprocal);
+    for sum in out {
+        *sum *= reciprocal;
+    }
 }
 
 /// The sum of one array over the messages added so far.

@@ -27,7 +27,7 @@ enum Top {
 /// Integers from `-levels` to `levels`.
 #[derive(Clone, Debug)]
 pub(super) struct Levels {
-    levels: u32,
+    most: u32,
     top: Top,
     bits: u32,
     grid: Int,
@@ -36,7 +36,7 @@ pub(super) struct Levels {
 impl Levels {
     fn new(levels: u32, top: Top) -> Self {
         let bits = (2 * levels + 1).next_power_of_two().ilog2();
-        Levels { levels, top, bits, grid: Int::around_zero(levels, bits) }
+        Levels { most: levels, top, bits, grid: Int::around_zero(levels, bits) }
     }
 
     /// -1, 0 and 1 times the largest magnitude.
@@ -54,7 +54,7 @@ impl Levels {
 
     /// Bytes that the codes of `n` numbers take: of three values five a byte.
     fn length(&self, n: usize) -> usize {
-        if self.levels == 1 { n.div_ceil(5) } else { packed_len(n, self.bits) }
+        if self.most == 1 { n.div_ceil(5) } else { packed_len(n, self.bits) }
     }
 }
 
@@ -70,7 +70,7 @@ impl Coder for Levels {
                 Top::Magnitude => f64::from(amax),
                 Top::Norm => seen.moments().1.sqrt(),
             };
-            let (levels, unit) = (f64::from(self.levels), power_of_two(e));
+            let (levels, unit) = (f64::from(self.most), power_of_two(e));
             (finite(top / levels), power_of_two(-e) as f32, (unit * levels / top) as f32)
         });
         let scale = if seen.is_finite() { scale } else { NAN };
@@ -89,7 +89,7 @@ impl Coder for Levels {
                     for ((code, x), word) in codes.iter_mut().zip(x).zip(&drawn) {
                         *code = grid.encode(grid.stochastic((x * factor) * recip, *word));
                     }
-                    if self.levels == 1 {
+                    if self.most == 1 {
                         pack_trits(&codes[..x.len()], out);
                     } else {
                         pack_tile(level, &codes[..x.len()], self.bits, out);
@@ -140,7 +140,7 @@ impl Opened for Sent<'_> {
             |_, bytes, out| {
                 let mut codes = [0_u32; TILE];
                 let codes = &mut codes[..out.len()];
-                if codec.levels == 1 {
+                if codec.most == 1 {
                     unpack_trits(bytes, codes);
                 } else {
                     unpack_tile(level, bytes, codec.bits, codes);

@@ -78,7 +78,7 @@ impl Opened for Sent<'_> {
     }
 
     fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()> {
-        let (scale, sign) = (self.scale.to_bits(), if self.scale > 0.0 { 1 } else { 0 });
+        let (scale, sign) = (self.scale.to_bits(), u32::from(self.scale > 0.0));
         decode_tiles(
             level,
             piece,

@@ -3,7 +3,7 @@
 use numpy::{PyArrayDescr, PyUntypedArray, PyUntypedArrayMethods, dtype};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBytes, PyBytesMethods, PyString};
 
 use super::array::{Input, bytes_of, fill, fill_new, new_array, slice_of, text};
 use crate::error::{Error, Result};
@@ -138,7 +138,7 @@ pub(super) fn message_mean<'py>(
     weights: Option<Vec<f64>>,
     max_elements: usize,
 ) -> PyResult<Decoded<'py>> {
-    let data: Vec<&[u8]> = messages.iter().map(|message| message.as_bytes()).collect();
+    let data: Vec<&[u8]> = messages.iter().map(PyBytesMethods::as_bytes).collect();
     let round = py.detach(|| Round::read(&data, weights.as_deref(), max_elements))?;
     let opened = round.open(key(words))?;
     let entries = round.entries().iter().enumerate();

@@ -56,7 +56,7 @@ impl EntropyCoded {
         for (y, integers) in block.chunks(PIECE).zip(integers.chunks_mut(PIECE)) {
             let values = &mut values[..y.len()];
             for ((value, integer), y) in values.iter_mut().zip(integers).zip(y) {
-                let shifted = ((y * standard) * recip).max(-MOST).min(MOST) + ROUNDER;
+                let shifted = ((y * standard) * recip).clamp(-MOST, MOST) + ROUNDER;
                 *integer = shifted.to_bits() as i16;
                 *value = (shifted - ROUNDER) * self.step;
             }
@@ -129,12 +129,12 @@ impl Coder for EntropyCoded {
             });
             first_bad.into_result()?;
         }
-        scales.iter().for_each(|scale| out.extend(scale.to_le_bytes()));
-        coded.iter().for_each(|bytes| out.extend((bytes.len() as u32).to_le_bytes()));
+        out.extend(scales.iter().flat_map(|scale| scale.to_le_bytes()));
+        out.extend(coded.iter().flat_map(|bytes| (bytes.len() as u32).to_le_bytes()));
         out.extend(lowest.to_le_bytes());
         out.extend((frequencies.len() as u16).to_le_bytes());
-        frequencies.iter().for_each(|frequency| out.extend(frequency.to_le_bytes()));
-        coded.iter().for_each(|bytes| out.extend(bytes));
+        out.extend(frequencies.iter().flat_map(|frequency| frequency.to_le_bytes()));
+        out.extend(coded.iter().flatten());
         Ok(!scales.iter().any(|scale| scale.is_nan()))
     }
 

@@ -50,6 +50,14 @@ fn magnitude(x: &[f32]) -> u32 {
     x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff))
 }
 
+/// Multiplies every number.
+#[inline(always)]
+fn times(numbers: &mut [f32], factor: f32) {
+    for x in numbers {
+        *x *= factor;
+    }
+}
+
 /// A float64 as float32, at most the largest finite one.
 #[inline(always)]
 pub(super) fn finite(value: f64) -> f32 {
@@ -163,7 +171,7 @@ impl Rotation {
         let factor = power_of_two(-e) as f32;
         let mut squares = 0.0;
         for piece in block.chunks_mut(PIECE) {
-            piece.iter_mut().for_each(|x| *x *= factor);
+            times(piece, factor);
             squares += sum_of_products(piece, piece);
         }
         let (length, root) = (block.len() as f64, root(block.len().ilog2(), self.rounds));
@@ -175,7 +183,9 @@ impl Rotation {
     pub fn back(&self, level: Level, index: usize, block: &mut [f32], scale: f32) {
         rotate_back(level, &self.signs, self.blocks.range(index).start as u64, block);
         let inverse = self.inverse_root(block.len());
-        block.iter_mut().for_each(|x| *x = (*x * inverse) * scale);
+        for x in block {
+            *x = (*x * inverse) * scale;
+        }
     }
 
     /// Rotates block `index`, whose numbers have any units, back.
@@ -192,7 +202,7 @@ impl Rotation {
                 }
                 let e = exponent(magnitude);
                 let factor = power_of_two(-e) as f32;
-                block.iter_mut().for_each(|x| *x *= factor);
+                times(block, factor);
                 self.back(level, index, block, power_of_two(e) as f32);
             },
         );

@@ -3,7 +3,7 @@
 
 use super::super::coder::{Coder, Noise, Opened, Pieces};
 use super::super::cursor::{Cursor, floats};
-use super::{Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, encode_blocks, float_at};
+use super::{Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, encode_blocks, float_at, times};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::fwht::BLOCK_MIN;
@@ -61,7 +61,7 @@ impl DrivePlus {
     #[inline(always)]
     fn code(level: Level, front: Rotated, u: &mut [f32], codes: &mut [u8]) -> [f32; 2] {
         let standard = front.standard();
-        u.iter_mut().for_each(|u| *u *= standard);
+        times(u, standard);
         let sum: f64 = u.chunks(PIECE).fold(0.0, |sum, piece| sum + sum_of_products(piece, &ONES[..piece.len()]));
         let mut threshold = (sum / front.length) as f32;
         for _ in 0..STEPS {
@@ -71,7 +71,9 @@ impl DrivePlus {
         let Sides { counts, means } = Sides::new(u, threshold);
         let total = counts[0] * (means[0] * means[0]) + counts[1] * (means[1] * means[1]);
         let norm = front.unit * front.squares.sqrt() * front.length.sqrt();
-        u.iter_mut().for_each(|u| *u -= threshold);
+        for u in &mut *u {
+            *u -= threshold;
+        }
         mask::nonnegative(level, u, codes);
         means.map(|mean| ((norm * mean / total).clamp(-f64::from(f32::MAX), f64::from(f32::MAX))) as f32)
     }
