@@ -13,6 +13,7 @@ from pathlib import Path
 import entropy_step
 import lloyd_max
 import numpy as np
+import quicfl
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = "made by `tables/write.py`: change that, not this."
@@ -80,6 +81,11 @@ if TYPE_CHECKING:
 
 _F = np.float32
 
+#: QUIC-FL sends numbers beyond this as they are.
+QUICFL_T = _F({t})
+#: Shared bits by the bits of a message.
+QUICFL_SHARED_BITS = {shared_bits}
+
 # fmt: off
 {arrays}
 #: Step and slope (its derivative by the bits) of the grid of {low:g}, {next:g}, ... bits: {parts} nodes in each octave.
@@ -111,6 +117,9 @@ LLOYD_MAX_DISTORTION = (
     1.0,
 {distortions})
 
+#: E[(Z - Zhat)^2] of QUIC-FL's quantizers of 1, 2, 3 and 4 bits; numbers beyond T have no error.
+QUICFL_ERROR = {quicfl}
+
 
 def grid_moments(step: float) -> tuple[float, float]:
     """Return E[Z Q] and E[Q^2] of Q = step * rint(Z / step), Z from N(0, 1).
@@ -124,9 +133,25 @@ def grid_moments(step: float) -> tuple[float, float]:
 '''
 
 
+def quicfl_files():
+    """Return the parts about QUIC-FL: a Rust file, arrays for the reference, errors."""
+    solved = quicfl.tables()
+    names = {
+        "VALUES": "What the receiver reads: row after row (shared bits), in each as many as there are messages.",
+        "KNOTS": "Where the sender begins to choose message x + 1 rather than x: row after row, one fewer.",
+        "WIDTHS": "How far after that it is sure of it.",
+    }
+    columns = {name: {bits: table[i] for bits, table in solved.items()} for i, name in enumerate(names)}
+    consts = [rust_slices(name, names[name], [np.ravel(a) for a in columns[name].values()]) for name in names]
+    arrays = [python_arrays(f"QUICFL_{name}", names[name], columns[name]) for name in names]
+    errors = {bits: table[-1] for bits, table in solved.items()}
+    return rust_file("Tables of QUIC-FL with 1, 2, 3 and 4 bits", *consts), "".join(arrays), errors
+
+
 def files():
     """Return every file's text by its path."""
     lloyd = lloyd_max.tables()
+    quicfl_rust, quicfl_arrays, quicfl_errors = quicfl_files()
     centroids = {bits: np.float32(table[0]) for bits, table in lloyd.items()}
     boundaries = {bits: np.float32(table[1]) for bits, table in lloyd.items()}
     steps = [f"({step!r}, {slope!r})" for step, slope in entropy_step.tables().tolist()]
@@ -141,6 +166,7 @@ def files():
             rust_slices("CENTROIDS", comments["centroids"], centroids.values()),
             rust_slices("BOUNDARIES", comments["boundaries"], boundaries.values()),
         ),
+        "src/message/tables/quicfl.rs": quicfl_rust,
         "src/message/tables/entropy.rs": rust_file(
             "Steps of uniform grids by their entropy",
             rust_const(
@@ -159,7 +185,10 @@ def files():
         "python/lowbit/reference/tables.py": REFERENCE.format(
             made=MADE,
             arrays=python_arrays("CENTROIDS", comments["centroids"], centroids)
-            + python_arrays("BOUNDARIES", comments["boundaries"], boundaries),
+            + python_arrays("BOUNDARIES", comments["boundaries"], boundaries)
+            + quicfl_arrays,
+            shared_bits=quicfl.SHARED_BITS,
+            t=quicfl.T,
             steps=rows(steps, 4),
             low=2.0**first,
             next=2.0**first * (1 + 1 / parts),
@@ -167,7 +196,7 @@ def files():
             first=first,
         ),
         "python/lowbit/_tables.py": ERRORS.format(
-            made=MADE, distortions="".join(f"    {table[2]!r},\n" for table in lloyd.values())
+            made=MADE, distortions="".join(f"    {table[2]!r},\n" for table in lloyd.values()), quicfl=quicfl_errors
         ),
     }
 

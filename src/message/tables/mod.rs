@@ -2,9 +2,11 @@
 
 mod entropy;
 mod lloyd_max;
+mod quicfl;
 
 use entropy::{FIRST_NODE, STEPS};
 use lloyd_max::{BOUNDARIES, CENTROIDS};
+use quicfl::{KNOTS, VALUES, WIDTHS};
 
 /// The positive half of a symmetric quantizer of N(0, 1): cell `m` lies between `boundaries[m - 1]` and
 /// `boundaries[m]` (0 and infinity at the ends) and reads as `centroids[m]`.
@@ -35,6 +37,31 @@ pub fn entropy_step(bits: f64) -> f32 {
     let ((y0, slope0), (y1, slope1)) = (STEPS[index], STEPS[index + 1]);
     let (rise, m0, m1) = (y1 - y0, slope0 * width, slope1 * width);
     (y0 + t * (m0 + t * ((3.0 * rise - 2.0 * m0 - m1) + t * (m0 + m1 - 2.0 * rise)))) as f32
+}
+
+/// QUIC-FL sends numbers beyond this as they are: `P(|Z| > T) = 2^-9`.
+pub const QUICFL_T: f32 = 3.097_269;
+
+/// An unbiased quantizer of N(0, 1) within `QUICFL_T`, given `shared_bits` random bits that both sides know.
+///
+/// With shared bits `h` and a private coin `c`, uniform in (0, 1), the sender of `u` sends the number of `x` for which
+/// `u >= knot[h][x] + c * width[h][x]`; the receiver reads `value[h][message]`, of mean `u`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QuicFl {
+    /// `h` has so many bits.
+    pub shared_bits: u32,
+    /// Rows of `2^bits`, ascending.
+    pub values: &'static [f32],
+    /// Rows of `2^bits - 1`, ascending.
+    pub knots: &'static [f32],
+    /// Rows of `2^bits - 1`.
+    pub widths: &'static [f32],
+}
+
+/// The quantizer of 1 to 4 bits with the least mean squared error.
+pub fn quicfl(bits: u32) -> QuicFl {
+    let index = bits.clamp(1, 4) as usize - 1;
+    QuicFl { shared_bits: [6, 5, 4, 4][index], values: VALUES[index], knots: KNOTS[index], widths: WIDTHS[index] }
 }
 
 #[cfg(test)]
@@ -82,5 +109,22 @@ mod tests {
         assert_eq!(entropy_step(0.0), entropy_step(0.05), "what no codec asks for");
         assert_eq!(entropy_step(9.0), entropy_step(8.0));
         assert!(entropy_step(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn quicfl_tables_are_rows_in_order_and_their_own_mirror_image() {
+        for bits in 1..=4 {
+            let QuicFl { shared_bits, values, knots, widths } = quicfl(bits);
+            let (rows, messages) = (1 << shared_bits, 1 << bits);
+            assert_eq!(values.len(), rows * messages, "{bits} bits");
+            assert_eq!((knots.len(), widths.len()), (rows * (messages - 1), rows * (messages - 1)), "{bits} bits");
+            assert!(values.chunks(messages).all(|row| row.is_sorted_by(|a, b| a < b)), "{bits} bits");
+            assert!(values.iter().zip(values.iter().rev()).all(|(a, b)| *a == -b), "{bits} bits");
+            for (knots, widths) in knots.chunks(messages - 1).zip(widths.chunks(messages - 1)) {
+                let gap = |x: usize| knots[x]..=knots[x] + widths[x];
+                assert!(widths.iter().all(|&width| width > 0.0), "{bits} bits");
+                assert!((1..knots.len()).all(|x| gap(x - 1).end() < gap(x).start()), "a coin decides one gap at most");
+            }
+        }
     }
 }
