@@ -10,7 +10,7 @@ use super::raw::Float32;
 use super::rotated::eden::{Aim, Eden};
 use super::rotated::entropy::EntropyCoded;
 use super::rotated::plus::DrivePlus;
-//QFL use super::rotated::quicfl::QuicFl;
+use super::rotated::quicfl::QuicFl;
 use super::rotated::summable::Summable;
 use super::sign::Sign;
 use crate::error::{Error, Result};
@@ -78,7 +78,7 @@ fn coder(id: u8, rest: &mut Cursor<'_>) -> Result<Box<dyn Coder + Send>> {
             }
         }
         9 => Box::new(DrivePlus::new(u32::from(rest.byte()?))?),
-        //QFL         10 => Box::new(QuicFl::new(u32::from(rest.byte()?), u32::from(rest.byte()?))?),
+        10 => Box::new(QuicFl::new(u32::from(rest.byte()?), u32::from(rest.byte()?))?),
         11 => Box::new(Summable::new(u32::from(rest.byte()?), u32::from(rest.byte()?))?),
         _ => return Err(Error::decode(format!("codec {id} is not one this lowbit knows"))),
     })

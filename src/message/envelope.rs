@@ -236,7 +236,9 @@ impl<'a> Message<'a> {
             }
             let mut names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
             names.sort_unstable();
-            if let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1]).and_then(|pair| pair.first_chunk::<2>()) {
+            if let Some([name, _]) =
+                names.windows(2).find(|pair| pair[0] == pair[1]).and_then(|pair| pair.first_chunk::<2>())
+            {
                 return Err(Error::decode(format!("two arrays are called {name:?}")));
             }
             entries

@@ -6,7 +6,7 @@
 pub(super) mod eden;
 pub(super) mod entropy;
 pub(super) mod plus;
-//QFL pub(super) mod quicfl;
+pub(super) mod quicfl;
 pub(super) mod summable;
 
 use std::ops::Range;
@@ -23,10 +23,6 @@ use crate::view::View;
 
 /// The most rounds of a rotation; two are enough for every known purpose.
 const MAX_ROUNDS: u32 = 8;
-
-/// T, beyond which QUIC-FL sends numbers as they are and a sum's grid ends: normal numbers are beyond it with probability
-/// 2^-9 (Ben Basat et al., arXiv:2205.13341).
-pub(super) const LIMIT: f64 = 3.097_269_1;
 
 /// The quiet NaN that every undefined number is sent and decoded as.
 pub(super) const NAN: f32 = f32::from_bits(0x7fc0_0000);

@@ -8,8 +8,8 @@
 
 use super::super::coder::{Coder, Noise, Opened, Pieces, with_buffer};
 use super::super::cursor::{Cursor, floats};
-use super::super::tables::{QuicFlTable, quicfl_table};
-use super::{Block, LIMIT, Layout, NAN, Owner, Rotated, Rotation, check_rounds, finite, float_at, take_scales};
+use super::super::tables::{self, QUICFL_T};
+use super::{Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, finite, float_at, take_scales};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::fwht::BLOCK_MIN;
@@ -18,9 +18,6 @@ use crate::parallel::{self, Shared};
 use crate::scale::PIECE;
 use crate::stream::{Purpose, Stream};
 use crate::view::View;
-
-/// T as float32.
-const EDGE: f32 = LIMIT as f32;
 
 /// A private number inside (0, 1): an odd multiple of `2^-24`.
 #[inline(always)]
@@ -33,7 +30,7 @@ fn fraction(coin: u32) -> f32 {
 pub(in super::super) struct QuicFl {
     bits: u32,
     rounds: u32,
-    table: QuicFlTable,
+    table: tables::QuicFl,
 }
 
 /// Places and numbers that travel as they are.
@@ -42,9 +39,10 @@ type Outliers = (Vec<u16>, Vec<f32>);
 impl QuicFl {
     pub fn new(bits: u32, rounds: u32) -> Result<Self> {
         check_rounds(rounds)?;
-        let table = quicfl_table(bits)
-            .ok_or_else(|| Error::argument("bits", format!("{bits} is out of range; give 1, 2, 3 or 4")))?;
-        Ok(QuicFl { bits, rounds, table })
+        if !(1..=4).contains(&bits) {
+            return Err(Error::argument("bits", format!("{bits} is out of range; give 1, 2, 3 or 4")));
+        }
+        Ok(QuicFl { bits, rounds, table: tables::quicfl(bits) })
     }
 
     fn rotation(&self, n: usize, noise: Noise) -> Result<Rotation> {
@@ -72,16 +70,17 @@ impl QuicFl {
         let gaps = (1_usize << self.bits) - 1;
         let (knots, widths) = (self.table.knots, self.table.widths);
         let mut outliers = Outliers::default();
-        for ((i, piece), codes) in block.chunks_mut(PIECE).enumerate().zip(codes.chunks_mut(packed_len(PIECE, self.bits))) {
+        for ((i, piece), codes) in
+            block.chunks_mut(PIECE).enumerate().zip(codes.chunks_mut(packed_len(PIECE, self.bits)))
+        {
             let place = i * PIECE;
-            let (rows, coins, small) =
-                (&mut rows[..piece.len()], &mut coins[..piece.len()], &mut small[..piece.len()]);
+            let (rows, coins, small) = (&mut rows[..piece.len()], &mut coins[..piece.len()], &mut small[..piece.len()]);
             shared.fill(start + place as u64, rows);
             coin.fill(start + place as u64, coins);
             let mut beyond = 0_u32;
             for y in piece.iter_mut() {
                 *y *= standard;
-                beyond |= u32::from(y.abs() > EDGE);
+                beyond |= u32::from(y.abs() > QUICFL_T);
             }
             for (((code, u), word), coin) in small.iter_mut().zip(&*piece).zip(&*rows).zip(&*coins) {
                 let (row, coin) = (self.row(*word) * gaps, fraction(*coin));
@@ -90,7 +89,7 @@ impl QuicFl {
             }
             if beyond != 0 {
                 for (offset, (code, u)) in small.iter_mut().zip(&*piece).enumerate() {
-                    if u.abs() > EDGE {
+                    if u.abs() > QUICFL_T {
                         *code = 0;
                         outliers.0.push((place + offset) as u16);
                         outliers.1.push(*u);
@@ -116,9 +115,8 @@ impl Coder for QuicFl {
             parallel::for_each(blocks.len(), |index| {
                 let (range, place) = (blocks.range(index), layout.start(index));
                 // SAFETY: the parts of different blocks are disjoint; both vectors are borrowed until `for_each` returns.
-                let (codes, head) = unsafe {
-                    (codes.part(place..place + (layout.length)(range.len())), heads.part(index..index + 1))
-                };
+                let (codes, head) =
+                    unsafe { (codes.part(place..place + (layout.length)(range.len())), heads.part(index..index + 1)) };
                 head[0] = with_buffer(range.len(), |block| {
                     level.run(
                         #[inline(always)]
@@ -137,12 +135,12 @@ impl Coder for QuicFl {
                 });
             });
         }
-        heads.iter().for_each(|(scale, _)| out.extend(scale.to_le_bytes()));
-        heads.iter().for_each(|(_, outliers)| out.extend((outliers.0.len() as u32).to_le_bytes()));
+        out.extend(heads.iter().flat_map(|(scale, _)| scale.to_le_bytes()));
+        out.extend(heads.iter().flat_map(|(_, outliers)| (outliers.0.len() as u32).to_le_bytes()));
         out.extend(codes);
         for (_, (places, values)) in &heads {
-            places.iter().for_each(|place| out.extend(place.to_le_bytes()));
-            values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+            out.extend(places.iter().flat_map(|place| place.to_le_bytes()));
+            out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
         }
         Ok(!heads.iter().any(|(scale, _)| scale.is_nan()))
     }
@@ -167,7 +165,7 @@ impl Coder for QuicFl {
             if !numbers.clone().is_sorted_by(|a, b| a < b) || numbers.clone().any(|place| place >= length) {
                 return Err(Error::decode(format!("the numbers beyond the table of block {index} are out of place")));
             }
-            if floats(values).any(|value| !(value.abs() > EDGE && value.is_finite())) {
+            if floats(values).any(|value| !(value.abs() > QUICFL_T && value.is_finite())) {
                 return Err(Error::decode(format!("a number beyond the table of block {index} is not")));
             }
             outliers.push((places, values));
@@ -203,7 +201,8 @@ impl Opened for Sent<'_> {
             return Ok(());
         }
         let QuicFl { bits, ref table, .. } = *self.codec;
-        let codes = Layout { blocks: self.rotation.blocks, length: |length| packed_len(length, bits) }.part(self.codes, piece);
+        let codes =
+            Layout { blocks: self.rotation.blocks, length: |length| packed_len(length, bits) }.part(self.codes, piece);
         let start = self.rotation.blocks.range(piece).start;
         level.run(
             #[inline(always)]

@@ -6,7 +6,8 @@
 
 use super::super::coder::{Coder, Noise, Opened, Pieces};
 use super::super::cursor::Cursor;
-use super::{Block, LIMIT, Layout, NAN, Owner, Rotation, check_rounds, encode_blocks, finite, float_at, take_scales};
+use super::super::tables::QUICFL_T;
+use super::{Block, Layout, NAN, Owner, Rotation, check_rounds, encode_blocks, finite, float_at, take_scales};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::fwht::BLOCK_MIN;
@@ -16,8 +17,8 @@ use crate::scale::PIECE;
 use crate::stream::{Key, Purpose, Stream};
 use crate::view::View;
 
-/// T as float32.
-const EDGE: f32 = LIMIT as f32;
+/// T before it is rounded to float32.
+const LIMIT: f64 = 3.097_269_1;
 
 /// Adding 1.5 2^23 rounds a float32 below 2^22 in magnitude to an integer, ties to even.
 const ROUNDER: f32 = 12_582_912.0;
@@ -73,7 +74,7 @@ impl Summable {
             let drawn = &mut drawn[..piece.len()];
             words.fill(start + (i * PIECE) as u64, drawn);
             for (y, word) in piece.iter_mut().zip(drawn) {
-                let t = (*y * standard + EDGE) * recip;
+                let t = (*y * standard + QUICFL_T) * recip;
                 // Beyond the grid by any amount is beyond by one: the sum below must not leave the integers' range.
                 *y = nearest(t.max(-1.0).min(self.most + 1.0) + dither(*word), self.most);
             }
@@ -161,7 +162,7 @@ impl Summable {
                     #[inline(always)]
                     || {
                         let mut drawn = [0; PIECE];
-                        let middle = EDGE * senders.len() as f32;
+                        let middle = QUICFL_T * senders.len() as f32;
                         for (i, piece) in block.chunks_mut(PIECE).enumerate() {
                             let start = range.start + i * PIECE;
                             piece.fill(0.0);
@@ -284,7 +285,7 @@ impl Opened for Sent<'_> {
                     unpack_tile(level, bytes, bits, small);
                     for ((value, code), word) in out.iter_mut().zip(&*small).zip(&*drawn) {
                         let code = i32::from(*code) as f32;
-                        *value = ((code - dither(*word)) * self.codec.step - EDGE) * scale;
+                        *value = ((code - dither(*word)) * self.codec.step - QUICFL_T) * scale;
                     }
                 }
             },
