@@ -73,15 +73,37 @@ pub const fn packed_len(n: usize, bits: u32) -> usize {
 #[inline(always)]
 pub(crate) fn pack_tile<C: Code>(level: Level, codes: &[C], bits: u32, out: &mut [u8]) {
     debug_assert_eq!(out.len(), packed_len(codes.len(), bits), "{} codes of {bits} bits", codes.len());
-    if bits == 4 {
-        return C::merge_nibbles(level, codes, out);
+    match bits {
+        1 => pack_bits(level, codes, out),
+        4 => C::merge_nibbles(level, codes, out),
+        8 => out.iter_mut().zip(codes).for_each(|(byte, &code)| *byte = code.into() as u8),
+        _ => pack_eights(codes, bits, out),
     }
-    pack_eights(codes, bits, out);
+}
+
+/// Packs single bits: as the signs of lanes, for which there is an instruction.
+#[inline(always)]
+fn pack_bits<C: Code>(level: Level, codes: &[C], out: &mut [u8]) {
+    const LANES: usize = 256;
+    let mut lanes = [0.0; LANES];
+    for (codes, out) in codes.chunks(LANES).zip(out.chunks_mut(LANES / 8)) {
+        for (lane, &code) in lanes.iter_mut().zip(codes) {
+            *lane = f32::from_bits((code.into() ^ 1) << 31);
+        }
+        simd::mask::nonnegative(level, &lanes[..codes.len()], out);
+    }
 }
 
 /// Packs by eights: eight codes fill `bits` bytes.
 #[inline(always)]
 fn pack_eights<C: Code>(codes: &[C], bits: u32, out: &mut [u8]) {
+    if bits <= 8 {
+        for (codes, out) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
+            let word = codes.iter().rev().fold(0_u64, |word, &code| word << bits | u64::from(code.into()));
+            out.copy_from_slice(&word.to_le_bytes()[..out.len()]);
+        }
+        return;
+    }
     for (codes, out) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
         let word = codes.iter().rev().fold(0_u128, |word, &code| word << bits | u128::from(code.into()));
         out.copy_from_slice(&word.to_le_bytes()[..out.len()]);
@@ -98,6 +120,22 @@ pub(crate) fn unpack_tile<C: Code>(level: Level, packed: &[u8], bits: u32, codes
         _ => {}
     }
     let mask = (1_u32 << bits) - 1;
+    if bits <= 4 {
+        // Eight codes are one 32-bit word, of which every lane takes its own part.
+        let (whole, rest) = codes.as_chunks_mut::<8>();
+        let (first, last) = packed.split_at(whole.len() * bits as usize);
+        for (packed, codes) in first.chunks_exact(bits as usize).zip(whole) {
+            let word = packed.iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte));
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = C::low(word >> (i as u32 * bits) & mask);
+            }
+        }
+        let word = last.iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte));
+        for (i, code) in rest.iter_mut().enumerate() {
+            *code = C::low(word >> (i as u32 * bits) & mask);
+        }
+        return;
+    }
     for (packed, codes) in packed.chunks(bits as usize).zip(codes.chunks_mut(8)) {
         let mut bytes = [0_u8; 16];
         bytes[..packed.len()].copy_from_slice(packed);

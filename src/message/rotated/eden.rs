@@ -225,6 +225,22 @@ struct Quantizer {
     book: Codebook,
     /// The value of every code.
     table: [f32; 256],
+    /// Where there are many boundaries: of each cell of a fine grid, the boundaries below it and the one in it.
+    cells: Vec<(u32, f32)>,
+}
+
+/// From so many bits on, boundaries are looked up instead of compared one by one.
+const LOOKUP_FROM: u32 = 5;
+
+/// Cells of the lookup, each 1/64 wide: narrower than boundaries ever are apart.
+const CELLS: usize = 512;
+
+/// The cell of a magnitude. It never falls as the magnitude grows, which is all that a lookup needs.
+#[inline(always)]
+fn cell(magnitude: f32) -> usize {
+    // Adding 2^23 leaves the nearest integer in the low bits.
+    let integer = (magnitude.min(8.0) * 64.0 + 8_388_608.0).to_bits() & 0x3ff;
+    (integer as usize).min(CELLS - 1)
 }
 
 impl Quantizer {
@@ -233,7 +249,13 @@ impl Quantizer {
         let minus = book.centroids.iter().map(|value| -value);
         let mut table = [0.0; 256];
         table.iter_mut().zip(minus.chain(book.centroids.iter().copied())).for_each(|(place, value)| *place = value);
-        Quantizer { bits, book, table }
+        let mut cells = vec![(0, f32::INFINITY); if bits < LOOKUP_FROM { 0 } else { CELLS }];
+        for &boundary in book.boundaries.iter().filter(|_| bits >= LOOKUP_FROM) {
+            let place = cell(boundary);
+            cells[place].1 = boundary;
+            cells[place + 1..].iter_mut().for_each(|(below, _)| *below += 1);
+        }
+        Quantizer { bits, book, table, cells }
     }
 
     /// The value nearest to each number times `standard`, and its code: the top bit says "not negative", the others which
@@ -244,6 +266,17 @@ impl Quantizer {
             values.fill(0.0);
             return;
         };
+        let top = self.bits - 1;
+        if self.bits >= LOOKUP_FROM {
+            let Some(cells) = self.cells.first_chunk::<CELLS>() else { return };
+            for ((place, code), y) in values.iter_mut().zip(codes.iter_mut()).zip(y) {
+                let u = y * standard + 0.0;
+                let (below, boundary) = cells[cell(u.abs())];
+                *code = (below + u32::from(u.abs() >= boundary)) | (u.to_bits() >> 31 ^ 1) << top;
+                *place = self.table[(*code & 0xff) as usize];
+            }
+            return;
+        }
         // The magnitude's value is found by differences of bits, which select exactly; see `onebit::kernels::pick`.
         values.fill(first);
         codes.fill(0);
@@ -257,7 +290,6 @@ impl Quantizer {
             }
             before = value;
         }
-        let top = self.bits - 1;
         for ((place, code), y) in values.iter_mut().zip(codes.iter_mut()).zip(y) {
             let sign = (y * standard + 0.0).to_bits() >> 31;
             *place = f32::from_bits(place.to_bits() | sign << 31);
@@ -299,6 +331,33 @@ impl Quantizer {
                         *value = self.table[usize::from(*code)];
                     }
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_up_is_comparing_with_every_boundary() {
+        for bits in 1..=8 {
+            let quantizer = Quantizer::new(bits);
+            let mut y: Vec<f32> = (-5000..5000_i16).map(|i| f32::from(i) / 511.0).collect();
+            for boundary in quantizer.book.boundaries {
+                let near = [boundary.next_down(), *boundary, boundary.next_up()];
+                y.extend(near.iter().flat_map(|x| [*x, -x]));
+            }
+            y.extend([0.0, -0.0, 1e30, -1e30, f32::MAX]);
+            let (mut values, mut codes) = (vec![0.0; y.len()], vec![0; y.len()]);
+            quantizer.quantize(&y, 1.0, &mut values, &mut codes);
+            for ((y, value), code) in y.iter().zip(&values).zip(&codes) {
+                let m = quantizer.book.boundaries.iter().filter(|boundary| y.abs() >= **boundary).count();
+                let positive = *y >= 0.0;
+                let want = if positive { quantizer.book.centroids[m] } else { -quantizer.book.centroids[m] };
+                assert_eq!((*value, *code), (want, m as u32 | u32::from(positive) << (bits - 1)), "{bits} bits, {y}");
+                assert_eq!(quantizer.table[*code as usize], want, "{bits} bits, {y}");
             }
         }
     }
