@@ -4,10 +4,16 @@
 //! 1, 2, 4, ... apart, every sum one float32 rounding. Which butterfly is computed when is free, so the passes below may
 //! follow the caches and the vector width without changing a bit.
 
+mod stages;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
 use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::stream::{Key, Stream};
+
+use stages::{Flips, in_place};
 
 /// The longest block that is rotated as one: 256 KiB of float32, half of a second-level cache.
 pub const BLOCK_MAX: usize = 1 << 16;
@@ -53,86 +59,51 @@ impl Signs {
         }
     }
 
-    /// Flips the signs of a block that starts at position `start`. A block of at least 32 numbers starts at a multiple of
-    /// 32, and a shorter one at a multiple of its length, so that no word is split.
     #[inline(always)]
-    fn flip(&self, round: usize, start: u64, block: &mut [f32]) {
-        let stream = self.streams[round];
-        let (words, rest) = block.as_chunks_mut::<32>();
-        for (element, numbers) in (start / 32..).zip(words) {
-            flip_by(stream.word(element), numbers);
-        }
-        if !rest.is_empty() {
-            flip_by(stream.word(start / 32) >> (start % 32), rest);
-        }
-    }
-}
-
-#[inline(always)]
-fn flip_by(word: u32, numbers: &mut [f32]) {
-    for (i, x) in numbers.iter_mut().enumerate() {
-        *x = f32::from_bits(x.to_bits() ^ (word >> i) << 31);
+    fn flips(&self, round: usize, start: u64) -> Flips {
+        Flips { stream: self.streams[round], start }
     }
 }
 
 /// Rotates a block in place: every round flips signs and transforms. The result is [`root`] times too long.
 ///
-/// `start` is the position of the block, by which its signs are found: see [`blocks`]. The length is a power of two.
-#[inline(always)]
+/// The length is a power of two, at most [`BLOCK_MAX`]. `start` is the position of the block (see [`blocks`]), by which its
+/// signs are found: a multiple of its length, or of 64 if that is less. Fastest where the block is aligned to 64 bytes.
+///
+/// # Panics
+/// If the length is not a power of two.
 pub fn rotate(level: Level, signs: &Signs, start: u64, block: &mut [f32]) {
-    for round in 0..signs.rounds {
-        signs.flip(round, start, block);
-        transform(level, block);
-    }
+    let k = block.len().ilog2();
+    level.run(
+        #[inline(always)]
+        || {
+            for round in 0..signs.rounds {
+                in_place(level, k, block, Some(signs.flips(round, start)));
+            }
+        },
+    );
 }
 
 /// Undoes [`rotate`]: the rounds backwards, each one transforms and flips signs. Again [`root`] times too long.
-#[inline(always)]
+///
+/// # Panics
+/// As [`rotate`].
 pub fn rotate_back(level: Level, signs: &Signs, start: u64, block: &mut [f32]) {
-    for round in (0..signs.rounds).rev() {
-        transform(level, block);
-        signs.flip(round, start, block);
-    }
-}
-
-/// The unnormalised transform of a block of a power of two numbers, in place.
-#[inline(always)]
-pub fn transform(_level: Level, block: &mut [f32]) {
-    debug_assert!(block.len().is_power_of_two(), "{} numbers", block.len());
-    // Pieces that the first-level cache holds go through their first stages alone.
-    for piece in block.chunks_mut(1 << 12) {
-        stages::<1>(piece);
-        stages::<2>(piece);
-        stages::<4>(piece);
-        let mut stride = 8;
-        while stride < piece.len() {
-            stage(stride, piece);
-            stride *= 2;
-        }
-    }
-    let mut stride = 1 << 12;
-    while stride < block.len() {
-        stage(stride, block);
-        stride *= 2;
-    }
-}
-
-/// One stage of a stride that the compiler knows.
-#[inline(always)]
-fn stages<const STRIDE: usize>(block: &mut [f32]) {
-    if STRIDE < block.len() {
-        stage(STRIDE, block);
-    }
-}
-
-#[inline(always)]
-fn stage(stride: usize, block: &mut [f32]) {
-    for pair in block.chunks_exact_mut(2 * stride) {
-        let (low, high) = pair.split_at_mut(stride);
-        for (a, b) in low.iter_mut().zip(high) {
-            (*a, *b) = (*a + *b, *a - *b);
-        }
-    }
+    let k = block.len().ilog2();
+    level.run(
+        #[inline(always)]
+        || {
+            // The signs of a round are flipped on the way into the next one.
+            let mut flips = None;
+            for round in (0..signs.rounds).rev() {
+                in_place(level, k, block, flips);
+                flips = Some(signs.flips(round, start));
+            }
+            if let Some(flips) = flips {
+                flips.apply(block);
+            }
+        },
+    );
 }
 
 #[cfg(test)]
@@ -164,7 +135,7 @@ mod tests {
                 let mut y = x.clone();
                 level.run(
                     #[inline(always)]
-                    || transform(level, &mut y),
+                    || in_place(level, k, &mut y, None),
                 );
                 assert!(y.iter().zip(&want).all(|(y, w)| y.to_bits() == w.to_bits()), "2^{k} at {level:?}");
             }
@@ -176,7 +147,7 @@ mod tests {
         let key = Key::from_seed(7);
         for rounds in 1..=ROUNDS_MAX {
             let signs = Signs::new(key, rounds);
-            for (k, start) in [(0, 3), (1, 2), (4, 16), (7, 128), (12, 65_536)] {
+            for (k, start) in [(0, 3), (1, 2), (4, 48), (5, 32), (6, 64), (7, 128), (9, 1 << 40), (12, 65_536)] {
                 let x: Vec<f32> = numbers(1 << k).iter().map(|x| (x * 64.0).round()).collect();
                 let mut want = x.clone();
                 for round in 0..rounds {
@@ -186,14 +157,16 @@ mod tests {
                     }
                     slow(&mut want);
                 }
-                let level = Level::current();
-                let mut y = x.clone();
-                rotate(level, &signs, start, &mut y);
-                assert_eq!(y, want, "2^{k} at {start}, {rounds} rounds");
-                rotate_back(level, &signs, start, &mut y);
                 let scale = root(k, rounds);
-                let error = x.iter().zip(&y).map(|(x, y)| (f64::from(*y) / scale / scale - f64::from(*x)).abs());
-                assert!(error.fold(0.0, f64::max) < 64.0 * 1e-6, "2^{k} at {start}, {rounds} rounds: there and back");
+                for level in Level::supported() {
+                    let what = format!("2^{k} at {start}, {rounds} rounds, {level:?}");
+                    let mut y = x.clone();
+                    rotate(level, &signs, start, &mut y);
+                    assert_eq!(y, want, "{what}");
+                    rotate_back(level, &signs, start, &mut y);
+                    let error = x.iter().zip(&y).map(|(x, y)| (f64::from(*y) / scale / scale - f64::from(*x)).abs());
+                    assert!(error.fold(0.0, f64::max) < 64.0 * 1e-6, "{what}: there and back");
+                }
             }
         }
     }
