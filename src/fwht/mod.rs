@@ -4,6 +4,8 @@
 //! 1, 2, 4, ... apart, every sum one float32 rounding. Which butterfly is computed when is free, so the passes below may
 //! follow the caches and the vector width without changing a bit.
 
+mod arrays;
+mod randomized;
 mod stages;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -13,6 +15,8 @@ use std::ops::Range;
 use crate::cpu::Level;
 use crate::stream::{Key, Stream};
 
+pub use arrays::hadamard_transform;
+pub use randomized::randomized_hadamard_transform;
 use stages::{Flips, in_place};
 
 /// The longest block that is rotated as one: 256 KiB of float32, half of a second-level cache.
@@ -20,6 +24,16 @@ pub const BLOCK_MAX: usize = 1 << 16;
 
 /// The most rounds a rotation can have.
 pub const ROUNDS_MAX: u32 = 8;
+
+/// Numbers in a cache line.
+const LINE: usize = 16;
+
+/// `n` numbers that start with a cache line, in `memory`.
+pub(crate) fn aligned(memory: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    memory.resize(n + LINE - 1, 0.0);
+    let skip = memory.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE - 1);
+    &mut memory[skip..skip + n]
+}
 
 /// The positions of the blocks that `n` numbers are rotated in: as many of [`BLOCK_MAX`] as there are, then powers of two,
 /// descending, down to `least` (a power of two, at most [`BLOCK_MAX`]). The last block alone may reach beyond `n`.

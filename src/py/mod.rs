@@ -4,6 +4,7 @@ mod array;
 mod container;
 mod error;
 mod format;
+mod hadamard;
 mod onebit;
 mod quantize;
 mod scaling;
@@ -22,6 +23,8 @@ mod _core {
     use super::container::{quantized_check, quantized_from_bytes, quantized_to_bytes, read_only};
     #[pymodule_export]
     use super::format::{Format, formats, get_format};
+    #[pymodule_export]
+    use super::hadamard::{hadamard_transform, randomized_hadamard_transform};
     #[pymodule_export]
     use super::onebit::{onebit_decode, onebit_encode, onebit_noise, onebit_pairs};
     #[pymodule_export]
