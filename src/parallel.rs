@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use crate::cpu::Level;
 use crate::error::{Error, Result};
 
 /// Below this many chunks a call stays on the calling thread.
@@ -126,18 +127,21 @@ fn make(helpers: usize) -> Option<&'static Pool> {
     Some(pool)
 }
 
-/// Calls `work(0)`, ..., `work(chunks - 1)`, each once, in any order, on up to [`num_threads`] threads.
+/// Calls `work(0)`, ..., `work(chunks - 1)`, each once, in any order, on up to [`num_threads`] threads, all of them in a clean
+/// float state.
 pub fn for_each(chunks: usize, work: impl Fn(usize) + Sync) {
     let helpers = num_threads().min(chunks) - usize::from(chunks > 0);
     let shared = if helpers == 0 || chunks < WORTH_SHARING { None } else { pool(helpers) };
     let Some(shared) = shared else {
-        return (0..chunks).for_each(work);
+        return Level::PORTABLE.run(|| (0..chunks).for_each(work));
     };
     let next = AtomicUsize::new(0);
     let drain = || {
-        while let Some(chunk) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|chunk| *chunk < chunks) {
-            work(chunk);
-        }
+        Level::PORTABLE.run(|| {
+            while let Some(chunk) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|chunk| *chunk < chunks) {
+                work(chunk);
+            }
+        });
     };
     shared.threads.in_place_scope(|scope| {
         for _ in 0..helpers {

@@ -216,6 +216,11 @@ impl<'a> View<'a> {
         self.copy(range, buffer)
     }
 
+    /// Whether [`View::read`] borrows and needs no buffer.
+    pub fn is_plain(&self) -> bool {
+        self.plain
+    }
+
     /// Where the first element lies.
     pub fn start(&self) -> *const u8 {
         self.data

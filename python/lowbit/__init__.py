@@ -10,6 +10,7 @@ from lowbit._core import (
     get_format,
 )
 from lowbit._files import load, save
+from lowbit._hadamard import hadamard_transform, randomized_hadamard_transform
 from lowbit._keys import Key, random_bits
 from lowbit._quant import dequantize, fake_quantize, pack, quantize, unpack
 from lowbit._quantized import Quantized
@@ -27,11 +28,13 @@ __all__ = [
     "formats",
     "get_format",
     "get_num_threads",
+    "hadamard_transform",
     "load",
     "onebit",
     "pack",
     "quantize",
     "random_bits",
+    "randomized_hadamard_transform",
     "save",
     "set_num_threads",
     "unpack",

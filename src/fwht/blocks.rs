@@ -55,6 +55,11 @@ impl Blocks {
         start..start + (1 << rest.ilog2())
     }
 
+    /// The places of all blocks, in order.
+    pub fn ranges(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.len()).map(move |index| self.range(index))
+    }
+
     /// The lengths of the blocks that are shorter than [`BLOCK_MAX`], descending.
     pub fn short(self) -> impl Iterator<Item = usize> {
         let rest = self.total % BLOCK_MAX;
@@ -71,7 +76,7 @@ mod tests {
         for least in [1, 128, 4096, BLOCK_MAX] {
             for n in [0, 1, 127, 128, 129, 4095, 4097, BLOCK_MAX - 1, BLOCK_MAX, BLOCK_MAX + 1, 5 * BLOCK_MAX + 777] {
                 let blocks = Blocks::new(n, least);
-                let ranges: Vec<_> = (0..blocks.len()).map(|i| blocks.range(i)).collect();
+                let ranges: Vec<_> = blocks.ranges().collect();
                 let mut end = 0;
                 for range in &ranges {
                     assert_eq!(range.start, end, "no gap, {n} of {least}");

@@ -63,7 +63,7 @@ pub(super) trait Coder: Sync {
 }
 
 /// The payload of one array, ready to be decoded piece by piece, in any order, on any thread.
-pub(super) trait Opened: Sync {
+pub(super) trait Opened: Send + Sync {
     /// How the array is cut.
     fn pieces(&self) -> Pieces;
 

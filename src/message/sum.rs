@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::envelope::{Array, Entry, Message, Sum, Target, verify};
+use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::stream::Key;
 
@@ -132,7 +133,8 @@ impl Mean {
         };
         check_total("weight", self.total)?;
         let message = Message::read(first, self.max_elements)?;
-        let arrays = message.open(self.key)?;
+        // The caller's float state may flush what is small.
+        let arrays = Level::PORTABLE.run(|| message.open(self.key))?;
         Ok(write(message.mapping, &message.entries, &|index, target| match (arrays.get(index), self.sums.get(index)) {
             (Some(array), Some(sum)) => array.finish(sum, self.total, target),
             _ => Ok(()),

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyBytesMethods, PyString};
 
 use super::array::{Input, bytes_of, fill, fill_new, new_array, slice_of, text};
+use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::fwht::{BLOCK_MIN, Blocks};
 use crate::message::codec::Codec;
@@ -25,6 +26,11 @@ fn key(words: Words) -> Option<Key> {
     words.map(|(k0, k1)| Key { k0, k1 })
 }
 
+/// Runs without the GIL and in a clean float state: the caller's may flush what is small.
+fn detached<R: Send>(py: Python<'_>, work: impl FnOnce() -> R + Send) -> R {
+    py.detach(|| Level::PORTABLE.run(work))
+}
+
 fn dtype_of(array: &Untyped<'_>) -> PyResult<Dtype> {
     let descr = array.dtype();
     let name: String = descr.getattr("name")?.extract()?;
@@ -40,13 +46,13 @@ fn descr_of(py: Python<'_>, dtype: Dtype) -> Option<Bound<'_, PyArrayDescr>> {
 /// Whether a receiver of this codec needs the key; an error if its parameters are out of range.
 #[pyfunction]
 pub(super) fn codec_check(codec: (u8, Vec<u8>)) -> PyResult<bool> {
-    Ok(Codec::new(codec.0, &codec.1)?.needs_key())
+    Ok(Level::PORTABLE.run(|| Codec::new(codec.0, &codec.1))?.needs_key())
 }
 
 /// The grid step of entropy-coded EDEN for so many bits.
 #[pyfunction]
 pub(super) fn entropy_step(bits: f64) -> f32 {
-    crate::cpu::Level::PORTABLE.run(|| crate::message::entropy_step(bits))
+    Level::PORTABLE.run(|| crate::message::entropy_step(bits))
 }
 
 #[pyfunction]
@@ -58,7 +64,7 @@ pub(super) fn message_encode<'py>(
     words: Words,
     sender: u64,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let codec = Codec::new(codec.0, &codec.1)?;
+    let codec = Level::PORTABLE.run(|| Codec::new(codec.0, &codec.1))?;
     let mut parts = Vec::with_capacity(arrays.len());
     for (name, array, exact) in &arrays {
         let name = name.as_ref().map(|name| text("x", name)).transpose()?.unwrap_or_default();
@@ -67,7 +73,7 @@ pub(super) fn message_encode<'py>(
         parts.push((entry, data));
     }
     let noise = Noise { key: key(words), sender };
-    let bytes = py.detach(|| encode(&codec, &parts, mapping, noise))?;
+    let bytes = detached(py, || encode(&codec, &parts, mapping, noise))?;
     Ok(PyBytes::new(py, &bytes))
 }
 
@@ -98,13 +104,13 @@ pub(super) fn message_decode<'py>(
     max_elements: usize,
 ) -> PyResult<Decoded<'py>> {
     let data = data.as_bytes();
-    let message = py.detach(|| Message::read(data, max_elements))?;
-    let arrays = message.open(key(words))?;
+    let message = detached(py, || Message::read(data, max_elements))?;
+    let arrays = detached(py, || message.open(key(words)))?;
     let decoded = message.entries.iter().zip(&arrays).map(|(entry, array): (&Entry, &Array<'_>)| {
         let value = if entry.exact {
             exact(py, entry, array.exact().unwrap_or_default())?
         } else {
-            fill_new::<f32>(py, &entry.shape, |numbers| Ok(py.detach(|| array.decode(numbers))?))?
+            fill_new::<f32>(py, &entry.shape, |numbers| Ok(detached(py, || array.decode(numbers))?))?
         };
         Ok((entry.name.clone(), value))
     });
@@ -118,14 +124,14 @@ fn averaged<'py>(
     write: impl Fn(Target<'_>) -> Result<()> + Send + Sync,
 ) -> PyResult<(String, Untyped<'py>)> {
     let value = if entry.exact {
-        let wide = fill_new::<f64>(py, &entry.shape, |numbers| Ok(py.detach(|| write(Target::Exact(numbers)))?))?;
+        let wide = fill_new::<f64>(py, &entry.shape, |numbers| Ok(detached(py, || write(Target::Exact(numbers)))?))?;
         if entry.dtype.is_float() && entry.dtype.size < 8 {
             wide.call_method1("astype", (dtype::<f32>(py),))?.cast_into()?
         } else {
             wide
         }
     } else {
-        fill_new::<f32>(py, &entry.shape, |numbers| Ok(py.detach(|| write(Target::Coded(numbers)))?))?
+        fill_new::<f32>(py, &entry.shape, |numbers| Ok(detached(py, || write(Target::Coded(numbers)))?))?
     };
     Ok((entry.name.clone(), value))
 }
@@ -139,8 +145,8 @@ pub(super) fn message_mean<'py>(
     max_elements: usize,
 ) -> PyResult<Decoded<'py>> {
     let data: Vec<&[u8]> = messages.iter().map(PyBytesMethods::as_bytes).collect();
-    let round = py.detach(|| Round::read(&data, weights.as_deref(), max_elements))?;
-    let opened = round.open(key(words))?;
+    let round = detached(py, || Round::read(&data, weights.as_deref(), max_elements))?;
+    let opened = detached(py, || round.open(key(words)))?;
     let entries = round.entries().iter().enumerate();
     let means = entries.map(|(index, entry)| averaged(py, entry, |target| mean_of(&opened, index, target)));
     Ok((round.mapping(), means.collect::<PyResult<_>>()?))
@@ -160,7 +166,7 @@ impl MessageMean {
     /// Adds a message.
     fn add(&mut self, py: Python<'_>, data: &Bound<'_, PyBytes>, weight: f64) -> PyResult<()> {
         let data = data.as_bytes();
-        Ok(py.detach(|| self.0.add(data, weight))?)
+        Ok(detached(py, || self.0.add(data, weight))?)
     }
 
     /// The mean of what was added so far.
@@ -185,7 +191,7 @@ type Described = (u8, (u8, u8), u8, Vec<u8>, u32, Vec<usize>, u64, u64, Vec<(Str
 #[pyfunction]
 pub(super) fn message_describe(py: Python<'_>, data: &Bound<'_, PyBytes>) -> PyResult<Described> {
     let data = data.as_bytes();
-    let (header, _) = py.detach(|| Header::read(data))?;
+    let (header, _) = detached(py, || Header::read(data))?;
     let Header { kind, codec, flags, key_id, sender, shape, parameters } = header;
     let version = (data[8], data[9]);
     if kind == envelope::KIND {
@@ -209,7 +215,7 @@ fn summable(parameters: &[u8]) -> Result<Summable> {
 #[pyfunction]
 pub(super) fn summable_norms<'py>(py: Python<'py>, x: &Untyped<'py>, parameters: Vec<u8>) -> PyResult<Untyped<'py>> {
     let (codec, x) = (summable(&parameters)?, Input::new("x", x)?.view);
-    fill_new::<f32>(py, &[Blocks::new(x.len(), BLOCK_MIN).len()], |norms| Ok(py.detach(|| codec.norms(&x, norms))?))
+    fill_new::<f32>(py, &[Blocks::new(x.len(), BLOCK_MIN).len()], |norms| Ok(detached(py, || codec.norms(&x, norms))?))
 }
 
 /// The integer of every number, padding included.
@@ -225,7 +231,7 @@ pub(super) fn summable_integers<'py>(
     let (codec, x, norms) = (summable(&parameters)?, Input::new("x", x)?.view, slice_of::<f32>("norms", norms)?);
     let noise = Noise { key: key(words), sender };
     let total = Blocks::new(x.len(), BLOCK_MIN).total();
-    fill_new::<u8>(py, &[total], |codes| Ok(py.detach(|| codec.integers(&x, norms, noise, codes))?))
+    fill_new::<u8>(py, &[total], |codes| Ok(detached(py, || codec.integers(&x, norms, noise, codes))?))
 }
 
 /// The sum of the vectors whose integers add up to `total`.
@@ -246,6 +252,6 @@ pub(super) fn summable_decode<'py>(
     let out = new_array(py, &shape, dtype::<f32>(py))?;
     // SAFETY: the array is new: contiguous, writeable, and nobody else has it.
     let numbers = unsafe { fill::<f32>(&out) };
-    py.detach(|| codec.decode_sum(total, norms, key, &senders, numbers))?;
+    detached(py, || codec.decode_sum(total, norms, key, &senders, numbers))?;
     Ok(out)
 }

@@ -4,6 +4,7 @@ mod array;
 mod container;
 mod error;
 mod format;
+mod hadamard;
 mod message;
 mod onebit;
 mod quantize;
@@ -23,6 +24,8 @@ mod _core {
     use super::container::{quantized_check, quantized_from_bytes, quantized_to_bytes, read_only};
     #[pymodule_export]
     use super::format::{Format, formats, get_format};
+    #[pymodule_export]
+    use super::hadamard::{hadamard_transform, randomized_hadamard_transform};
     #[pymodule_export]
     use super::message::{
         MessageMean, codec_check, entropy_step, message_decode, message_describe, message_encode, message_mean,

@@ -4,6 +4,13 @@ Every function returns the very bits that its namesake in ``lowbit`` returns, on
 arguments and the containers differ. Arithmetic is float32 in the order written, unless float64 is named.
 """
 
+from lowbit.reference.hadamard import (
+    blocks,
+    butterflies,
+    hadamard_transform,
+    randomized_hadamard_transform,
+    rotate,
+)
 from lowbit.reference.onebit import onebit_decode, onebit_encode
 from lowbit.reference.quantizers import (
     FORMATS,
@@ -32,10 +39,13 @@ __all__ = [
     "Options",
     "Quantized",
     "Radix4",
+    "blocks",
+    "butterflies",
     "dequantize",
     "dither",
     "fake_quantize",
     "fold",
+    "hadamard_transform",
     "key_words",
     "mix",
     "onebit_decode",
@@ -44,6 +54,8 @@ __all__ = [
     "pack",
     "quantize",
     "random_bits",
+    "randomized_hadamard_transform",
+    "rotate",
     "rule_amax",
     "rule_minmax",
     "rule_sawb",

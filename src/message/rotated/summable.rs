@@ -26,7 +26,8 @@ const ROUNDER: f32 = 12_582_912.0;
 /// A word as a number in (-1/2, 1/2), exact.
 #[inline(always)]
 pub(in super::super) fn dither(word: u32) -> f32 {
-    ((word >> 8) as i32 as f32 + 0.5) * (1.0 / 16_777_216.0) - 0.5
+    // Both summands and the sum are odd multiples of 2^-25 or less fine, so nothing is rounded.
+    (word >> 8) as i32 as f32 * (1.0 / 16_777_216.0) + (1.0 / 33_554_432.0 - 0.5)
 }
 
 /// The integer nearest to `t`, from 0 to `most`.
