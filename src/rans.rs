@@ -1,7 +1,7 @@
 //! An entropy coder whose bytes can be promised for ever: range asymmetric numeral systems, four interleaved states.
 //!
 //! J. Duda, "Asymmetric numeral systems: entropy coding combining speed of Huffman coding with compression rate of
-//! arithmetic coding" (arXiv 1311.2540), section 3 (the range variant), in 32-bit integers: frequencies are integers
+//! arithmetic coding" (arXiv 1311.2540), the range variant, in 32-bit integers: frequencies are integers
 //! that sum to 2^14, a state is at least 2^16 and moves 16 bits at a time. Symbol `i` belongs to state `i % 4`, so four
 //! chains of dependent arithmetic run side by side.
 //!
