@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test cargo-test pytest check fmt lint types doc bench golden clean
+.PHONY: help demo test cargo-test pytest check fmt lint types doc bench golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,9 @@ doc:
 
 golden: $(VENV)/.extra-test  ## add the golden files that are missing (never rewrites one)
 	$(BIN)/python tests/make_golden.py
+
+tables: $(VENV)/.extra-experiments  ## solve the codecs' tables again and compare them with the committed files
+	$(BIN)/python tables/write.py --check
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build target

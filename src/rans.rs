@@ -1,9 +1,9 @@
 //! An entropy coder whose bytes can be promised for ever: range asymmetric numeral systems, four interleaved states.
 //!
 //! J. Duda, "Asymmetric numeral systems: entropy coding combining speed of Huffman coding with compression rate of
-//! arithmetic coding" (arXiv 1311.2540), section 3 (the range variant), in 32-bit integers: frequencies are integers
-//! that sum to 2^14, a state is at least 2^16 and moves 16 bits at a time. Symbol `i` belongs to state `i % 4`, so four
-//! chains of dependent arithmetic run side by side.
+//! arithmetic coding" (arXiv 1311.2540), the range variant, in 32-bit integers: frequencies are integers that sum to
+//! 2^14, a state is at least 2^16 and moves 16 bits at a time. Symbol `i` belongs to state `i % 4`, so four chains of
+//! dependent arithmetic run side by side.
 //!
 //! A block is the four states as little-endian `u32`, then little-endian `u16` words in the order in which the decoder
 //! reads them. Every state begins (for the encoder, which goes backwards) and so ends (for the decoder) at 2^16: that

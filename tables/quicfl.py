@@ -1,10 +1,10 @@
 """Tables of QUIC-FL: the unbiased quantizer of N(0, 1) on [-T, T] that a few shared random bits allow.
 
-R. Ben Basat, S. Vargaftik, A. Portnoy, G. Einziger, Y. Ben-Itzhak, M. Mitzenmacher, "Accelerating Federated Learning
-with Quick Distributed Mean Estimation" (ICML 2024, arXiv 2205.13341) pose the problem on a grid of quantiles, with the
+R. Ben Basat, S. Vargaftik, A. Portnoy, G. Einziger, Y. Ben-Itzhak, M. Mitzenmacher, "QUIC-FL: Quick Unbiased
+Compression for Federated Learning" (arXiv 2205.13341, ICML 2024) pose the problem on a grid of quantiles, with the
 sender's probabilities as unknowns. Here the only unknowns are what the receiver reads: r[h, x] for shared bits h (H of
-them) and message x (ascending). The best unbiased sender follows. A row's step from x to x + 1 is a *gap*. In order
-of the gaps' middles, knots K start at the mean of r[:, 0], and each gap adds (r[h, x + 1] - r[h, x]) / H. A number z
+them) and message x (ascending). The best unbiased sender follows. A row's step from x to x + 1 is a *gap*. In order of
+the gaps' middles, knots K start at the mean of r[:, 0], and each gap adds (r[h, x + 1] - r[h, x]) / H. A number z
 crosses the gaps that end below it, and the one it lies in with probability (z - K) / (its end - K). The mean of what is
 read is z. Of all ways to cross that have the mean z this one has the least E[r^2] (fractional knapsack), a convex,
 piecewise linear function of z, so that E[(Z - r)^2] over the normal density is a closed form in the knots.

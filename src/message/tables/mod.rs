@@ -99,6 +99,21 @@ mod tests {
     }
 
     #[test]
+    fn these_steps_for_ever() {
+        let frozen = [
+            (0.05, 0x40b3_d94e),
+            (0.1, 0x40a2_49d8),
+            (1.0, 0x401a_fbd0),
+            (1.7, 0x3faf_0897),
+            (3.99999, 0x3e84_9e14),
+            (8.0, 0x3c84_3fb4),
+        ];
+        for (bits, step) in frozen {
+            assert_eq!(entropy_step(bits).to_bits(), step, "{bits} bits");
+        }
+    }
+
+    #[test]
     fn steps_fall_without_a_jump() {
         let mut last = f32::INFINITY;
         for i in 0..=7950 {
