@@ -67,23 +67,6 @@ def largest(n: int) -> float:
     return _NORMAL.inv_cdf(1 - 1 / (2 * max(n, 2)))
 
 
-class Moments(NamedTuple):
-    """Of Z from N(0, 1) and its rounded Q: E Q^2 and E ZQ."""
-
-    square: float
-    product: float
-
-
-def grid(step: float) -> Moments:
-    """Round N(0, 1) to the nearest multiple of `step`."""
-    square = product = 0.0
-    for j in range(1, math.ceil(40 / step) + 1):
-        low, high = (j - 0.5) * step, (j + 0.5) * step
-        square += 2 * (j * step) ** 2 * (beyond(low) - beyond(high))
-        product += 2 * j * step * (density(low) - density(high))
-    return Moments(square, product)
-
-
 def clipped(tail: float) -> float:
     """Give the squared error of clipping N(0, 1) to plus and minus `tail`."""
     return 2 * ((1 + tail * tail) * beyond(tail) - tail * density(tail))

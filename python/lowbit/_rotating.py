@@ -112,12 +112,12 @@ class Eden(Codec):
     def _kept(self, size: int) -> float:
         """Give (E ZQ)^2 / E Q^2: the share of a block's energy that its codes explain."""
         if self.entropy_coded:
-            square, product = _expected.grid(_core.entropy_step(self.bits))
+            product, square = _tables.grid_moments(_core.entropy_step(self.bits))
             return product * product / square
         low, more = self._split(size)
         # Codebooks hold centroids, so that E ZQ = E Q^2 = 1 - distortion; at 8 bits nothing gets more.
-        high = _tables.DISTORTION[low + 1] if more else 0.0
-        return 1 - ((size - more) * _tables.DISTORTION[low] + more * high) / size
+        high = _tables.LLOYD_MAX_DISTORTION[low + 1] if more else 0.0
+        return 1 - ((size - more) * _tables.LLOYD_MAX_DISTORTION[low] + more * high) / size
 
     def _error(self, d: int) -> float:
         def error(size: int) -> float:
@@ -280,7 +280,7 @@ class QuicFl(Codec):
         return "shared"
 
     def _error(self, d: int) -> float:
-        return _expected.over_blocks(d, _LEAST, lambda _: _tables.QUIC_FL_ERROR[self.bits])
+        return _expected.over_blocks(d, _LEAST, lambda _: _tables.QUICFL_ERROR[self.bits])
 
     def _payload(self, d: int) -> float:
         outliers = 2 * _expected.beyond(_expected.TAIL)
