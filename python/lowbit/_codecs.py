@@ -279,7 +279,7 @@ class OneBit(Codec):
     Examples
     --------
     >>> import numpy as np, lowbit as lb
-    >>> x = np.full(10_000, 0.3, np.float32)
+    >>> x = np.full(100_000, 0.3, np.float32)
     >>> y = lb.decode(lb.encode(x, lb.OneBit("optimal_unbiased"), key=7), key=7)
     >>> print(f"mean {y.mean():.2f}, mean squared error {np.mean((y - x) ** 2):.3f}")
     mean 0.30, mean squared error 0.078

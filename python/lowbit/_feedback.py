@@ -44,12 +44,12 @@ class ErrorFeedback:
     --------
     >>> import numpy as np, lowbit as lb
     >>> feedback, total = lb.ErrorFeedback(), np.zeros(3, np.float32)
-    >>> gradient = np.array([1.0, 0.125, -0.25], np.float32)
+    >>> gradient = np.array([1.0, 0.5, -0.1], np.float32)
     >>> for step in range(100):
     ...     total += lb.decode(feedback.encode(gradient, lb.Sign()))
     ...     feedback.commit()
-    >>> (total / 100).round(1)                    # a sign alone says 0.5, 0.5, -0.5
-    array([ 1. ,  0.1, -0.2], dtype=float32)
+    >>> (total / 100).round(1)                    # a sign alone says 0.53, 0.53, -0.53
+    array([ 1. ,  0.5, -0.1], dtype=float32)
     >>> bool(np.allclose(total + feedback.error, 100 * gradient))
     True
     """

@@ -78,7 +78,7 @@ def encode(
     >>> x, key = np.random.default_rng(0).normal(size=100_000), lb.Key(1234).fold("round", 7)
     >>> message = lb.encode(x, lb.Eden(1), key=key)
     >>> round(8 * len(message) / x.size, 2)
-    1.02
+    1.01
     >>> y = lb.decode(message, key=key)
     >>> round(float(np.sum((y - x) ** 2) / np.sum(x**2)), 2)
     0.57
@@ -182,7 +182,7 @@ def decode(
     >>> weights = {"w": np.full((64, 64), 0.5, np.float32), "b": np.zeros(3), "step": np.array(7)}
     >>> message = lb.encode(weights, lb.Sign())
     >>> len(message)
-    784
+    720
     >>> for name, array in lb.decode(message).items():
     ...     print(name, array.shape, array.dtype)
     w (64, 64) float32
