@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 from typing import Any
@@ -123,8 +124,9 @@ def test_records_are_values(codec: lb.Codec) -> None:
         assert same == codec
         assert hash(same) == hash(codec)
     assert eval(repr(codec), vars(lb)) == codec
-    with pytest.raises(AttributeError):
-        codec.bits = 3
+    for field in dataclasses.fields(codec):
+        with pytest.raises(AttributeError):
+            setattr(codec, field.name, 3)
     assert [other for other in CODECS if other == codec] == [codec]
 
 
@@ -234,7 +236,7 @@ def test_expected_error_is_what_happens(codec: lb.Codec, d: int) -> None:
             x = rng.standard_normal(d)
         errors.append(vnmse(lb.decode(lb.encode(x, codec, key=k), key=k), x))
     spread = np.std(errors) / math.sqrt(len(errors))
-    # Beside chance: the forms are for long vectors; a rotated block of 128, of which 5000 has one, does a little better.
+    # Beside chance: the forms are for long vectors; a rotated block of 128, of which 5000 has one, does better.
     assert np.mean(errors) == pytest.approx(codec.expected_error(d), rel=0.01, abs=4 * spread)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Words = tuple[int, int]
 
+FLOATS = {"float16", "bfloat16", "float32", "float64"}
+
 _ROUNDINGS = ("nearest", "stochastic", "dither")
 
 
@@ -51,6 +53,17 @@ def numbers(x: ArrayLike, argument: str) -> NDArray[Any]:
         return values.astype(np.float64)
     if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected real numbers, got dtype {values.dtype}")
+    return values
+
+
+def floats(x: ArrayLike, argument: str) -> NDArray[Any]:
+    """Floats of any layout, to be coded."""
+    values = array(x, argument)
+    if values.dtype.name not in FLOATS:
+        raise TypeError(
+            f"{argument}: expected float16, bfloat16, float32 or float64, got {values.dtype}; "
+            "convert it by astype(np.float32), or send it exactly, in a mapping of arrays"
+        )
     return values
 
 

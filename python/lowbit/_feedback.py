@@ -11,7 +11,7 @@ import numpy as np
 from lowbit import _arguments, _core
 from lowbit._codec import Codec
 from lowbit._codecs import Float32
-from lowbit._messages import decode, encode, in_mapping, name_of, single
+from lowbit._messages import decode, encode, in_mapping, name_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -226,7 +226,7 @@ class ErrorFeedback:
         if isinstance(x, Mapping):
             placed = {name_of(name): in_mapping(value, name, least) for name, value in x.items()}
         else:
-            placed = {None: (single(x), False)}
+            placed = {None: (_arguments.floats(x, "x"), False)}
         if self._error is not None:
             now = {name: array.shape for name, (array, exact) in placed.items() if not exact}
             before = {name: left.shape for name, left in self._error.items()}

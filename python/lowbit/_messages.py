@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 Message = bytes | bytearray | memoryview
 Arrays = Mapping[str, "ArrayLike"]
 
-_FLOATS = {"float16", "bfloat16", "float32", "float64"}
-_EXACT = _FLOATS | {"bool"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+_EXACT = _arguments.FLOATS | {"bool"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _MAX_ELEMENTS = 1 << 30
 
 
@@ -91,7 +90,7 @@ def encode(
     if isinstance(x, Mapping):
         arrays = [(name_of(name), *in_mapping(value, name, least)) for name, value in x.items()]
         return _core.message_encode(codec._wire(), arrays, True, words, who)
-    return _core.message_encode(codec._wire(), [(None, single(x), False)], False, words, who)
+    return _core.message_encode(codec._wire(), [(None, _arguments.floats(x, "x"), False)], False, words, who)
 
 
 def _words(key: KeyLike | None, codec: Codec) -> tuple[int, int] | None:
@@ -117,24 +116,13 @@ def name_of(name: object) -> str:
     return name
 
 
-def single(x: ArrayLike) -> NDArray[Any]:
-    """Check an array that is sent alone: floats, since it is coded however small it is."""
-    array = _arguments.array(x, "x")
-    if array.dtype.name not in _FLOATS:
-        raise TypeError(
-            f"x: expected float16, bfloat16, float32 or float64, got {array.dtype}; "
-            "convert it by astype(np.float32), or send it exactly in a mapping of arrays"
-        )
-    return array
-
-
 def in_mapping(value: ArrayLike, name: str, least: int) -> tuple[NDArray[Any], bool]:
     """Give an array of a mapping, and whether it travels exactly."""
     array = _arguments.array(value, f"x[{name!r}]")
     kind = array.dtype.name
     if kind not in _EXACT:
         raise TypeError(f"x[{name!r}]: no message holds dtype {array.dtype}; give floats, integers or bools")
-    exact = kind not in _FLOATS or array.size < least
+    exact = kind not in _arguments.FLOATS or array.size < least
     # Exact arrays travel as the bytes they are, so they are put in order here.
     return (np.asarray(array, array.dtype.newbyteorder("="), order="C") if exact else array), exact
 

@@ -393,7 +393,7 @@ class Summable(Codec):
         TypeError
             `x` is not of a float type.
         """
-        return _core.summable_norms(_arguments.array(x, "x"), self.bits, self.rounds)
+        return _core.summable_norms(_arguments.floats(x, "x"), self.bits, self.rounds)
 
     def integers(
         self,
@@ -448,7 +448,7 @@ class Summable(Codec):
             if most > np.iinfo(chosen).max:
                 raise _core.Error(f"dtype: {chosen} cannot hold the sum of {many} times {self._largest}")
         given, number = _arguments.float32(norms, "norms"), _arguments.sender(sender)
-        codes = _core.summable_integers(_arguments.array(x, "x"), self._parameters(), given, words, number)
+        codes = _core.summable_integers(_arguments.floats(x, "x"), self._parameters(), given, words, number)
         return codes.astype(chosen, copy=False)
 
     def decode_sum(
