@@ -160,7 +160,7 @@ def test_lengths_are_checked(codec: lb.Codec, d: Any) -> None:
 def test_bits_per_element_is_the_messages_length(codec: lb.Codec) -> None:
     for d in (1, 2, 5, 6, 127, 128, 129, 1000, 4096, 4097, 65535, 65536, 65537, 3 * 65536 + 129):
         message = lb.encode(np.linspace(-1, 1, d), codec, key=KEY)
-        assert codec.bits_per_element(d) * d == 8 * len(message), d
+        assert codec.bits_per_element(d) == 8 * len(message) / d, d
 
 
 @pytest.mark.parametrize("codec", VARIABLE, ids=str)
@@ -247,15 +247,17 @@ def test_unbiased_means_that_the_error_of_the_mean_falls(codec: lb.Codec) -> Non
     x = rng.uniform(-8, 8, d) if uniform(codec) else rng.standard_normal(d)
     messages = [lb.encode(x, codec, key=KEY, sender=s) for s in range(n)]
     error, alone = vnmse(lb.decode_mean(messages, key=KEY), x), vnmse(lb.decode(messages[0], key=KEY), x)
+    falling = codec.expected_error(d) / n
     if codec == lb.Float32():
-        assert error == 0.0
-    elif codec.unbiased == "no" and not isinstance(codec, lb.Summable):
+        assert error < 1e-10
+    elif isinstance(codec, lb.Summable):
+        # What one rotation clips, it clips for all.
+        assert 0.75 * falling < error < 1.25 * falling + 5 * _expected.clipped(_expected.TAIL)
+    elif codec.unbiased == "no":
         # At least the square of the share that is lost, here taken as a third of one message's error.
         assert error > alone**2 / 3
     else:
-        floor = 2.0**-18 if isinstance(codec, lb.Summable) else 0.0
-        # 2048 errors, correlated in pairs at most: their sum is within a few per cent of its mean.
-        assert error == pytest.approx(codec.expected_error(d) / n + floor, rel=0.25)
+        assert error == pytest.approx(falling, rel=0.25)
 
 
 # encode
@@ -487,9 +489,9 @@ def test_what_a_mean_refuses() -> None:
         (lb.encode(x, lb.Eden(2), key=KEY, sender=1), "codec|parameters"),
         (lb.encode(x, lb.QuicFl(1), key=KEY, sender=1), "codec"),
         (lb.encode(other, lb.Eden(1), key=KEY, sender=1), "shape"),
-        (lb.encode({"": x}, lb.Eden(1), key=KEY, sender=1), ""),
+        (lb.encode({"": x}, lb.Eden(1), key=KEY, sender=1), None),
         (lb.encode(x, lb.Eden(1), key=8, sender=1), "key"),
-        (first[:-16], ""),
+        (first[:-16], None),
     ]:
         with pytest.raises(lb.DecodeError, match=said):
             lb.decode_mean([first, second], key=KEY)
@@ -568,7 +570,7 @@ def test_sums_of_integers_are_sums_of_vectors() -> None:
 
 def test_one_senders_integers_are_its_message() -> None:
     codec = lb.Summable(8)
-    for x in (np.random.default_rng(0).standard_normal(4500), np.zeros(300), np.float32([1, np.inf, 3])):
+    for x in (np.random.default_rng(0).standard_normal(4500), np.zeros(300), np.zeros(0)):
         norms = codec.norms(x)
         codes = codec.integers(x, norms, key=KEY, sender=7, dtype=np.uint8)
         y = codec.decode_sum(codes, norms, x.shape, key=KEY, senders=[7])
@@ -590,6 +592,7 @@ def test_what_summable_refuses() -> None:
 
     for call, error, said in [
         (lambda: codec.norms(np.arange(3)), TypeError, "x"),
+        (lambda: integers(x=np.full(200, np.nan)), lb.Error, "x: .*not finite"),
         (lambda: integers(dtype=np.float32), TypeError, "dtype"),
         (lambda: integers(dtype=np.int8, senders=9), lb.Error, "dtype: int8 cannot hold the sum of 9 times 15"),
         (lambda: integers(dtype=None), lb.Error, "senders"),

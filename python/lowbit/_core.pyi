@@ -222,13 +222,13 @@ class MessageMean:
     @property
     def count(self) -> int: ...
 
-def summable_norms(x: NDArray[Any], bits: int, rounds: int) -> NDArray[np.float32]: ...
+def summable_norms(x: NDArray[Any], parameters: bytes) -> NDArray[np.float32]: ...
 def summable_integers(
-    x: NDArray[Any], params: bytes, norms: NDArray[np.float32], words: tuple[int, int] | None, sender: int
+    x: NDArray[Any], parameters: bytes, norms: NDArray[np.float32], words: tuple[int, int] | None, sender: int
 ) -> NDArray[np.uint8]: ...
 def summable_decode(
     total: NDArray[np.int64],
-    params: bytes,
+    parameters: bytes,
     norms: NDArray[np.float32],
     shape: Sequence[int],
     words: tuple[int, int] | None,

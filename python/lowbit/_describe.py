@@ -148,8 +148,7 @@ def describe(message: Message) -> Description:
     kind, version, codec_id, parameters, flags, shape, key_id, sender, arrays = _core.message_describe(data)
     codec: Codec | _core.Format
     if kind == _QUANTIZED:
-        # The format's name is what comes last, after its length (docs/wire.md).
-        codec = _core.get_format(parameters[8 + 8 * len(shape) + 2 :].decode())
+        codec = _core.get_format(parameters.decode())
         keyed, finite, mapping = bool(flags & _DITHERED), True, False
     else:
         codec = _CODECS[codec_id]._read(parameters)
