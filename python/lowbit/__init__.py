@@ -1,6 +1,8 @@
 """Numbers below a byte: compute with 4 bits, send a real number in one."""
 
 from lowbit import onebit
+from lowbit._codec import Codec
+from lowbit._codecs import Dither, Float32, OneBit, Packed, Qsgd, Sign, TernGrad
 from lowbit._core import (
     DecodeError,
     Error,
@@ -9,21 +11,45 @@ from lowbit._core import (
     formats,
     get_format,
 )
+from lowbit._describe import Description, describe
+from lowbit._feedback import ErrorFeedback
 from lowbit._files import load, save
 from lowbit._hadamard import hadamard_transform, randomized_hadamard_transform
 from lowbit._keys import Key, random_bits
+from lowbit._messages import Mean, decode, decode_mean, encode
 from lowbit._quant import dequantize, fake_quantize, pack, quantize, unpack
 from lowbit._quantized import Quantized
+from lowbit._rotating import Drive, DrivePlus, Eden, QuicFl, Summable
 from lowbit._threads import get_num_threads, set_num_threads
 
 __all__ = [
+    "Codec",
     "DecodeError",
+    "Description",
+    "Dither",
+    "Drive",
+    "DrivePlus",
+    "Eden",
     "Error",
+    "ErrorFeedback",
+    "Float32",
     "Format",
     "Key",
+    "Mean",
+    "OneBit",
+    "Packed",
+    "Qsgd",
     "Quantized",
+    "QuicFl",
+    "Sign",
+    "Summable",
+    "TernGrad",
     "__version__",
+    "decode",
+    "decode_mean",
     "dequantize",
+    "describe",
+    "encode",
     "fake_quantize",
     "formats",
     "get_format",

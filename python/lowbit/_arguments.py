@@ -13,11 +13,15 @@ from lowbit import _core
 from lowbit._keys import Key
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from lowbit._formats import KeyLike
 
 Words = tuple[int, int]
+
+FLOATS = {"float16", "bfloat16", "float32", "float64"}
 
 _ROUNDINGS = ("nearest", "stochastic", "dither")
 
@@ -49,6 +53,17 @@ def numbers(x: ArrayLike, argument: str) -> NDArray[Any]:
         return values.astype(np.float64)
     if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
         raise TypeError(f"{argument}: expected real numbers, got dtype {values.dtype}")
+    return values
+
+
+def floats(x: ArrayLike, argument: str) -> NDArray[Any]:
+    """Floats of any layout, to be coded."""
+    values = array(x, argument)
+    if values.dtype.name not in FLOATS:
+        raise TypeError(
+            f"{argument}: expected float16, bfloat16, float32 or float64, got {values.dtype}; "
+            "convert it by astype(np.float32), or send it exactly, in a mapping of arrays"
+        )
     return values
 
 
@@ -103,10 +118,7 @@ def words(key: KeyLike | None, *, private: bool) -> Words | None:
 
 def noise(rounding: str, key: KeyLike | None) -> tuple[str, Words | None]:
     """Check a rounding's name and find the words it draws from; a key that nothing draws from is a mistake."""
-    if not isinstance(rounding, str):
-        raise TypeError(f"rounding: expected nearest, stochastic or dither, got {type(rounding).__name__}")
-    if rounding not in _ROUNDINGS:
-        raise _core.Error(f"rounding: {rounding!r} is not known; known are: {', '.join(_ROUNDINGS)}")
+    choice(rounding, "rounding", _ROUNDINGS)
     if rounding == "nearest" and key is not None:
         raise _core.Error('key: rounding="nearest" draws nothing from it; leave it out, or say rounding="stochastic"')
     return rounding, words(key, private=rounding == "stochastic")
@@ -133,6 +145,41 @@ def within(value: SupportsIndex, argument: str, low: int, high: int) -> int:
     if not low <= number <= high:
         raise _core.Error(f"{argument}: {number} is out of range; give {low} to {high}")
     return number
+
+
+def real(value: Any, argument: str) -> float:
+    """Any real number that float64 holds, unrounded: the core rounds it, whatever the caller's rounding mode."""
+    if isinstance(value, float):
+        return value
+    number = array(value, argument)
+    if number.ndim or (number.dtype.kind not in "fiu" and number.dtype.name != "bfloat16"):
+        raise TypeError(f"{argument}: expected one real number that float64 holds, got {type(value).__name__}")
+    return float(number)
+
+
+def choice(value: Any, argument: str, known: Iterable[str]) -> str:
+    """One of a few names."""
+    if not isinstance(value, str):
+        raise TypeError(f"{argument}: expected a str, got {type(value).__name__}")
+    if value not in known:
+        raise _core.Error(f"{argument}: {value!r} is not known; known are: {', '.join(known)}")
+    return value
+
+
+def shape(value: SupportsIndex | tuple[SupportsIndex, ...]) -> list[int]:
+    """Dimensions, or the only one."""
+    return [within(n, "shape", 0, (1 << 64) - 1) for n in (value if isinstance(value, (tuple, list)) else (value,))]
+
+
+def shared_bits(value: SupportsIndex | None) -> int | None:
+    """Any number of bits, or None for a scheme's own; the core knows which it serves."""
+    # Whatever is too large for the core is too large for every scheme.
+    return None if value is None else min(within(value, "shared_bits", 0, (1 << 64) - 1), 0xFFFF_FFFF)
+
+
+def sender(value: SupportsIndex) -> int:
+    """Who sends."""
+    return within(value, "sender", 0, (1 << 64) - 1)
 
 
 def axis(value: SupportsIndex | None) -> int | None:

@@ -189,3 +189,52 @@ def onebit_decode(
     sender: int,
     interval: tuple[float, float],
 ) -> NDArray[np.float32]: ...
+def codec_check(codec: tuple[int, bytes]) -> bool: ...
+def entropy_step(bits: float) -> float: ...
+def message_encode(
+    codec: tuple[int, bytes],
+    arrays: Sequence[tuple[str | None, NDArray[Any], bool]],
+    mapping: bool,
+    words: tuple[int, int] | None,
+    sender: int,
+) -> bytes: ...
+def message_decode(
+    data: bytes, words: tuple[int, int] | None, max_elements: int
+) -> tuple[bool, list[tuple[str, NDArray[Any]]]]: ...
+def message_mean(
+    messages: Sequence[bytes], words: tuple[int, int] | None, weights: Sequence[float] | None, max_elements: int
+) -> tuple[bool, list[tuple[str, NDArray[Any]]]]: ...
+def message_describe(
+    data: bytes,
+) -> tuple[
+    int,
+    tuple[int, int],
+    int,
+    bytes,
+    int,
+    Sequence[int],
+    int,
+    int,
+    list[tuple[str, Sequence[int], str, bool]],
+]: ...
+
+@final
+class MessageMean:
+    def __new__(cls, words: tuple[int, int] | None, max_elements: int) -> MessageMean: ...
+    def add(self, data: bytes, weight: float) -> None: ...
+    def result(self) -> tuple[bool, list[tuple[str, NDArray[Any]]]]: ...
+    @property
+    def count(self) -> int: ...
+
+def summable_norms(x: NDArray[Any], parameters: bytes) -> NDArray[np.float32]: ...
+def summable_integers(
+    x: NDArray[Any], parameters: bytes, norms: NDArray[np.float32], words: tuple[int, int] | None, sender: int
+) -> NDArray[np.uint8]: ...
+def summable_decode(
+    total: NDArray[np.int64],
+    parameters: bytes,
+    norms: NDArray[np.float32],
+    shape: Sequence[int],
+    words: tuple[int, int] | None,
+    senders: Sequence[int],
+) -> NDArray[np.float32]: ...

@@ -26,7 +26,7 @@ estimate to float32.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
@@ -42,6 +42,7 @@ __all__ = ["decode", "encode", "squared_error", "worst_case_error"]
 
 _CLIP = 0.17349
 _HALF_EXP = 0.5 * math.exp(-0.5)
+_UNBIASED = ("randomized", "dither", "optimal_unbiased")
 
 
 def encode(
@@ -101,12 +102,12 @@ def encode(
     >>> lb.onebit.decode(bits, x.shape, scheme="dither", key=7).round(3)
     array([-0.047,  0.523,  0.405,  1.006,  1.025], dtype=float32)
     """
-    chosen = scheme, _bits(shared_bits)
+    chosen = scheme, _arguments.shared_bits(shared_bits)
     if isinstance(key, np.random.Generator) and _core.onebit_noise(*chosen)[0]:
         raise TypeError(f"key: {scheme!r} shares words with the receiver; give a lowbit.Key or an int, not a Generator")
     words = _arguments.words(key, private=True)
-    interval = _real(low, "low"), _real(high, "high")
-    return _core.onebit_encode(_arguments.array(x, "x"), chosen, words, _sender(sender), interval)
+    interval = _arguments.real(low, "low"), _arguments.real(high, "high")
+    return _core.onebit_encode(_arguments.array(x, "x"), chosen, words, _arguments.sender(sender), interval)
 
 
 def decode(
@@ -160,16 +161,16 @@ def decode(
     """
     if isinstance(key, np.random.Generator):
         raise TypeError("key: a Generator cannot repeat the sender's words; give the same lowbit.Key or int, or none")
-    dims = [_length(n) for n in (shape if isinstance(shape, (tuple, list)) else (shape,))]
+    dims = _arguments.shape(shape)
     n = math.prod(dims)
     if n >= 1 << 63:
         raise _core.Error(f"shape: {n} numbers are more than an array can hold")
     bits = _arguments.array(bits, "bits")
     if bits.dtype != np.uint8 or bits.ndim != 1:
         raise TypeError(f"bits: expected a 1-D array of uint8, got {bits.ndim}-D of {bits.dtype}")
-    chosen, words = (scheme, _bits(shared_bits)), _arguments.words(key, private=False)
-    interval = _real(low, "low"), _real(high, "high")
-    y = _core.onebit_decode(np.ascontiguousarray(bits), n, chosen, words, _sender(sender), interval)
+    chosen, words = (scheme, _arguments.shared_bits(shared_bits)), _arguments.words(key, private=False)
+    interval = _arguments.real(low, "low"), _arguments.real(high, "high")
+    y = _core.onebit_decode(np.ascontiguousarray(bits), n, chosen, words, _arguments.sender(sender), interval)
     return y if len(dims) == 1 else y.reshape(dims)
 
 
@@ -207,7 +208,7 @@ def worst_case_error(scheme: str, shared_bits: int | None = None) -> float:
         # At 0 and wherever 1/2 is read without bias; of clipped dither's two largest errors, at 0 and 1/2, either.
         return float(squared_error(np.array([0.0, 0.5]), scheme, shared_bits).max())
     sums = pairs.sum(axis=1)
-    if _unbiased(scheme):
+    if scheme in _UNBIASED:
         # On each piece the error is linear + sums x - x^2.
         knots = _knots(pairs)
         where = np.clip(sums / 2, knots[:-1], knots[1:])
@@ -256,7 +257,7 @@ def squared_error(x: ArrayLike, scheme: str, shared_bits: int | None = None) -> 
     pairs = _pairs(scheme, shared_bits)
     if pairs is None:
         return _UNLIMITED[scheme](x)
-    if _unbiased(scheme):
+    if scheme in _UNBIASED:
         # The mean square of the estimate is linear between the knots, because the coin is.
         squares = np.concatenate([[0.0], np.cumsum(pairs[:, 1] ** 2 - pairs[:, 0] ** 2)])
         return np.asarray(np.interp(x, _knots(pairs), np.mean(pairs[:, 0] ** 2) + squares / len(pairs)) - x * x)
@@ -269,13 +270,9 @@ def squared_error(x: ArrayLike, scheme: str, shared_bits: int | None = None) -> 
     return np.asarray((second[rank] - 2 * x * first[rank]) / len(pairs) + x * x)
 
 
-def _unbiased(scheme: str) -> bool:
-    return scheme in ("randomized", "dither", "optimal_unbiased")
-
-
 def _pairs(scheme: str, shared_bits: int | None) -> NDArray[np.float64] | None:
     """Values read for a zero and for a one, (2**shared_bits, 2) in order of their midpoints; None if unlimited."""
-    pairs = _core.onebit_pairs(scheme, _bits(shared_bits))
+    pairs = _core.onebit_pairs(scheme, _arguments.shared_bits(shared_bits))
     return None if pairs is None else np.array(pairs)
 
 
@@ -328,29 +325,3 @@ _UNLIMITED = {
     "optimal_biased": _optimal_biased_error,
     "optimal_unbiased": _optimal_unbiased_error,
 }
-
-
-def _bits(shared_bits: SupportsIndex | None) -> int | None:
-    if shared_bits is None:
-        return None
-    bits = _arguments.within(shared_bits, "shared_bits", 0, (1 << 64) - 1)
-    # Whatever is too large for the core is too large for every scheme, and the core says what they serve.
-    return min(bits, 0xFFFF_FFFF)
-
-
-def _length(n: SupportsIndex) -> int:
-    return _arguments.within(n, "shape", 0, (1 << 64) - 1)
-
-
-def _sender(sender: SupportsIndex) -> int:
-    return _arguments.within(sender, "sender", 0, (1 << 64) - 1)
-
-
-def _real(value: Any, argument: str) -> float:
-    """Any real number that float64 holds, unrounded: the core rounds it, whatever the caller's rounding mode."""
-    if isinstance(value, float):
-        return value
-    number = _arguments.array(value, argument)
-    if number.ndim or (number.dtype.kind not in "fiu" and number.dtype.name != "bfloat16"):
-        raise TypeError(f"{argument}: expected one real number that float64 holds, got {type(value).__name__}")
-    return float(number)
