@@ -59,12 +59,12 @@ class Eden(Rotating):
 
     @staticmethod
     def _nearest(bits: int, u: NDArray[np.float32]) -> NDArray[np.int64]:
-        magnitude = np.searchsorted(tables.boundaries(bits), np.abs(u), side="right")
+        magnitude = np.searchsorted(tables.BOUNDARIES[bits], np.abs(u), side="right")
         return (~np.signbit(u + F(0))).astype(np.int64) << (bits - 1) | magnitude
 
     @staticmethod
     def _values(bits: int, codes: NDArray[np.int64]) -> NDArray[np.float32]:
-        magnitude = tables.centroids(bits)[codes & ((1 << (bits - 1)) - 1)]
+        magnitude = tables.CENTROIDS[bits][codes & ((1 << (bits - 1)) - 1)]
         return np.where(codes >> (bits - 1) == 1, magnitude, -magnitude)
 
     def _runs(self, codes: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:

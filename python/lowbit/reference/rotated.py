@@ -164,7 +164,8 @@ class QuicFl(Rotating):
 
     def encode(self, x: NDArray[np.float32], words: Words, sender: int) -> bytes:
         """Write scales, counts of outliers, codes, positions and values of outliers."""
-        key, (knots, widths, _) = self.rotation(words, sender), tables.quicfl(self.bits)
+        key = self.rotation(words, sender)
+        knots, widths = tables.QUICFL_KNOTS[self.bits], tables.QUICFL_WIDTHS[self.bits]
         scales, counts, runs, outliers = [], [], [], []
         for block, part in self.pieces(x):
             scale, codes, beyond = F(0 if is_finite(part) else np.nan), np.zeros(block.size, np.int64), b""
@@ -190,7 +191,7 @@ class QuicFl(Rotating):
 
     def decode(self, data: Reader, shape: tuple[int, ...], words: Words, sender: int) -> NDArray[np.float32]:
         """Look the values up, still rotated."""
-        cut, (_, _, values) = self.blocks(math.prod(shape)), tables.quicfl(self.bits)
+        cut, values = self.blocks(math.prod(shape)), tables.QUICFL_VALUES[self.bits]
         scales, counts = data.array("<f4", len(cut)), data.unpack(f"{len(cut)}I")
         codes = [data.codes(self.bits, block.size).astype(np.int64) for block in cut]
         parts = []
