@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import struct
 import subprocess
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 import lowbit as lb
 from message_support import KEY, SMALL, header_length, sealed
 from support import normal
-import contextlib
 
 small = pytest.mark.parametrize("codec", SMALL, ids=str)
 
