@@ -209,9 +209,9 @@ class Sign(Elementwise):
         """Write scale, then bits."""
         x, n = x.ravel(), x.size
         wide = x.astype(np.float64)
-        if not is_finite(x) or not x.any():
-            return floats(0.0 if is_finite(x) else np.nan) + bytes(-(-n // 8))
         scale = math.sqrt(total(wide * wide) / n) if self.scale == "l2" else total(np.abs(wide)) / n
+        if not is_finite(x) or F(scale) == 0:
+            return floats(0.0 if is_finite(x) else np.nan) + bytes(-(-n // 8))
         return floats(scale) + np.packbits(x >= 0, bitorder="little").tobytes()
 
     def decode(self, data: Reader, shape: tuple[int, ...], words: Words, sender: int) -> NDArray[np.float32]:  # noqa: ARG002

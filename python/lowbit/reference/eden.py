@@ -60,12 +60,12 @@ class Eden(Rotating):
     @staticmethod
     def _nearest(bits: int, u: NDArray[np.float32]) -> NDArray[np.int64]:
         magnitude = np.searchsorted(tables.BOUNDARIES[bits], np.abs(u), side="right")
-        return (~np.signbit(u + F(0))).astype(np.int64) << (bits - 1) | magnitude
+        return np.asarray((~np.signbit(u + F(0))).astype(np.int64) << (bits - 1) | magnitude)
 
     @staticmethod
     def _values(bits: int, codes: NDArray[np.int64]) -> NDArray[np.float32]:
         magnitude = tables.CENTROIDS[bits][codes & ((1 << (bits - 1)) - 1)]
-        return np.where(codes >> (bits - 1) == 1, magnitude, -magnitude)
+        return np.asarray(np.where(codes >> (bits - 1) == 1, magnitude, -magnitude))
 
     def _runs(self, codes: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
         """Cut the codes of a block into runs, each with its bits."""
@@ -80,7 +80,7 @@ class Eden(Rotating):
         low, high = self._cut(u.size)
         codes, q = np.zeros(u.size, np.int64), np.zeros(u.size, F)
         for bits, run in ((low + 1, slice(0, high)), (low, slice(high, u.size))):
-            if bits:
+            if bits and codes[run].size:
                 codes[run] = self._nearest(bits, u[run])
                 q[run] = self._values(bits, codes[run])
         return codes, q

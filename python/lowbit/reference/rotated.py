@@ -160,7 +160,7 @@ class QuicFl(Rotating):
 
     def _shared_words(self, words: Words, sender: int, block: Block) -> NDArray[np.int64]:
         word = random_bits(fold(words, "dither", sender), block.size, block.start)
-        return (word >> np.uint32(32 - tables.QUICFL_SHARED_BITS[self.bits])).astype(np.int64)
+        return np.asarray(word >> np.uint32(32 - tables.QUICFL_SHARED_BITS[self.bits]), np.int64)
 
     def encode(self, x: NDArray[np.float32], words: Words, sender: int) -> bytes:
         """Write scales, counts of outliers, codes, positions and values of outliers."""
