@@ -1,10 +1,11 @@
 """Write the golden files that are missing; never change one that is there (``make golden``).
 
-Codes, scales and words come from ``lowbit.reference``; the container's bytes from the library itself.
+Codes, scales and words come from ``lowbit.reference``; the bytes of containers and messages from the library itself.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -90,11 +91,59 @@ def container(name: str) -> str:
     return "".join(lb.quantize(x, name, **with_key(case)).to_bytes().hex() + "\n" for case in options(name)[:16])
 
 
+#: One small message per codec.
+CODECS: dict[str, Any] = {
+    "float32": lb.Float32(),
+    "packed": lb.Packed("int4", block_size=5, rounding="stochastic"),
+    "dither": lb.Dither(3),
+    "dither-given": lb.Dither(2, -4.0, 4.0),
+    "onebit": lb.OneBit("optimal_unbiased", -4.0, 4.0),
+    "sign": lb.Sign(),
+    "terngrad": lb.TernGrad(),
+    "qsgd": lb.Qsgd(5),
+    "eden": lb.Eden(2.5),
+    "eden-below-one": lb.Eden(0.3, "min_error"),
+    "eden-entropy-coded": lb.Eden(1.5, "norm", entropy_coded=True),
+    "drive": lb.Drive(),
+    "driveplus": lb.DrivePlus(),
+    "quicfl": lb.QuicFl(2),
+    "summable": lb.Summable(3),
+}
+SENDER = 11
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """A mapping: coded, exact, empty, and one whose floats are not finite."""
+    x = numbers()
+    bad = x[0].copy()
+    bad[3] = np.inf
+    small = {"step": np.array(7), "half": x[1, :3].astype(np.float16), "none": np.zeros((2, 0), np.float32)}
+    return {"weight": x, **small, "größe": bad}
+
+
+def message(x: Any, codec: Any) -> str:
+    """A message, and on a line of its own for each array what it decodes to; the reference must agree."""
+    options = {"key": KEY, "sender": SENDER, "min_elements": 10}
+    fields = {field.name: getattr(codec, field.name) for field in dataclasses.fields(codec)}
+    data = lb.encode(x, codec, **options)
+    if data != reference.encode_message(x, getattr(reference, type(codec).__name__)(**fields), **options):
+        raise ValueError(f"{codec}: the reference writes other bytes")
+    lines, decoded, again = [data.hex()], lb.decode(data, key=KEY), reference.decode_message(data, KEY)
+    pairs = [(decoded[name], again[name]) for name in decoded] if isinstance(decoded, dict) else [(decoded, again)]
+    for got, want in pairs:
+        if got.tobytes() != want.tobytes():
+            raise ValueError(f"{codec}: the reference reads other numbers")
+        lines.append(got.astype(got.dtype.newbyteorder("<")).tobytes().hex())
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Write what is missing."""
     wanted: dict[str, Callable[[], str]] = {"stream-v1.json": stream}
     wanted |= {f"quantize-v1-{name}.json": partial(quantize, name) for name in lb.formats()}
     wanted |= {f"container-v1-{name}.hex": partial(container, name) for name in lb.formats()}
+    wanted |= {f"message-v1-{name}.hex": partial(message, numbers(), codec) for name, codec in CODECS.items()}
+    wanted["message-v1-mapping.hex"] = partial(message, arrays(), lb.Drive())
     GOLDEN.mkdir(exist_ok=True)
     for file, make in wanted.items():
         path = GOLDEN / file

@@ -4,6 +4,8 @@ Every function returns the very bits that its namesake in ``lowbit`` returns, on
 arguments and the containers differ. Arithmetic is float32 in the order written, unless float64 is named.
 """
 
+from lowbit.reference.codecs import Dither, Float32, OneBit, Packed, Qsgd, Sign, TernGrad
+from lowbit.reference.eden import Eden
 from lowbit.reference.hadamard import (
     blocks,
     butterflies,
@@ -11,6 +13,7 @@ from lowbit.reference.hadamard import (
     randomized_hadamard_transform,
     rotate,
 )
+from lowbit.reference.messages import decode_mean, decode_message, encode_message
 from lowbit.reference.onebit import onebit_decode, onebit_encode
 from lowbit.reference.quantizers import (
     FORMATS,
@@ -30,19 +33,34 @@ from lowbit.reference.quantizers import (
     scales,
     unpack,
 )
+from lowbit.reference.rotated import DrivePlus, QuicFl, Summable
 from lowbit.reference.stream import HasWords, fold, key_words, mix, random_bits
 
 __all__ = [
     "FORMATS",
+    "Dither",
+    "DrivePlus",
+    "Eden",
+    "Float32",
     "HasWords",
     "Integer",
+    "OneBit",
     "Options",
+    "Packed",
+    "Qsgd",
     "Quantized",
+    "QuicFl",
     "Radix4",
+    "Sign",
+    "Summable",
+    "TernGrad",
     "blocks",
     "butterflies",
+    "decode_mean",
+    "decode_message",
     "dequantize",
     "dither",
+    "encode_message",
     "fake_quantize",
     "fold",
     "hadamard_transform",

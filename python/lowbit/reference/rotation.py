@@ -1,0 +1,132 @@
+"""Blocks of a vector, their rotation by random signs and Hadamard butterflies, and the sums that scales are made of."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lowbit.reference.stream import fold, random_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+LARGEST = 1 << 16  # numbers in a block
+SMALLEST = 128  # blocks smaller than this stay biased even after two rotations
+
+Words = tuple[int, int]
+
+
+class Block(NamedTuple):
+    """``size`` numbers from position `start` on; `used` of them belong to the array, the rest is padding."""
+
+    start: int
+    size: int
+    used: int
+
+
+def blocks(n: int, least: int = SMALLEST) -> list[Block]:
+    """Cut `n` numbers into blocks of powers of two, largest first, the last one padded up to a multiple of `least`."""
+    found, start, rest = [], 0, -(-n // least) * least
+    while rest:
+        size = min(LARGEST, 1 << (rest.bit_length() - 1))
+        found.append(Block(start, size, min(size, n - start)))
+        start, rest = start + size, rest - size
+    return found
+
+
+def signs(words: Words, start: int, n: int) -> NDArray[np.uint32]:
+    """Sign bits, in place, of positions `start`, ...: bit p % 32 of word p // 32."""
+    first = start // 32
+    word = random_bits(words, -(-(start + n) // 32) - first, first)
+    bits = (word[:, np.newaxis] >> np.arange(32, dtype=np.uint32)).ravel() & np.uint32(1)
+    return bits[start - 32 * first :][:n] << np.uint32(31)
+
+
+def _flip(x: NDArray[np.float32], bits: NDArray[np.uint32]) -> NDArray[np.float32]:
+    return (x.view(np.uint32) ^ bits).view(np.float32)
+
+
+def butterflies(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply by the Hadamard matrix of +-1, by (a, b) -> (a + b, a - b) for pairs 1, 2, 4, ... apart."""
+    x, h = x.copy(), 1
+    while h < x.size:
+        pairs = x.reshape(-1, 2, h)
+        a, b = pairs[:, 0], pairs[:, 1]
+        x = np.stack([a + b, a - b], axis=1).reshape(x.size)
+        h *= 2
+    return x
+
+
+def rotate(x: NDArray[np.float32], words: Words, start: int, rounds: int) -> NDArray[np.float32]:
+    """Rotate a block that begins at position `start`, without the division by `root`; `words` fold the purpose."""
+    for r in range(rounds):
+        x = butterflies(_flip(x, signs(fold(words, r), start, x.size)))
+    return x
+
+
+def rotate_back(x: NDArray[np.float32], words: Words, start: int, rounds: int) -> NDArray[np.float32]:
+    """Undo `rotate` up to the division by the square of `root`."""
+    for r in reversed(range(rounds)):
+        x = _flip(butterflies(x), signs(fold(words, r), start, x.size))
+    return x
+
+
+def root(size: int, rounds: int) -> float:
+    """By what `rotate` makes a block too long: size^(rounds / 2)."""
+    power = (size.bit_length() - 1) * rounds
+    return 2.0 ** (power // 2) * (math.sqrt(2.0) if power % 2 else 1.0)
+
+
+def exponent(largest: np.float32) -> int:
+    """Tell which power of two a block is divided by before anything is squared."""
+    biased = int(np.float32(largest).view(np.uint32)) >> 23 & 255
+    return min(max(biased - 127, -126), 126)
+
+
+def power(e: int) -> np.float32:
+    """2^e in float32."""
+    return np.float32(2.0**e)
+
+
+def levelled_back(q: NDArray[np.float32], words: Words, start: int, rounds: int) -> NDArray[np.float32]:
+    """`rotate_back` of numbers of any magnitude, divided by `root`; +0.0 for zeros, NaN where one is not finite."""
+    largest = np.abs(q).max()
+    if not np.isfinite(largest):
+        return np.full(q.size, np.nan, np.float32)
+    if largest == 0:
+        return np.zeros(q.size, np.float32)
+    e = exponent(largest)
+    w = rotate_back(q * power(-e), words, start, rounds)
+    return w * np.float32(1.0 / root(q.size, rounds)) * power(e)
+
+
+def total(x: NDArray[Any]) -> float:
+    """Sum in float64 in the one order of the contract.
+
+    Pieces of 4096; in a piece element j is added to lane j % 8; the lanes are joined pairwise, the pieces in order.
+    """
+    x = x.astype(np.float64)
+    joined = 0.0
+    for start in range(0, x.size, 4096):
+        piece = x[start : start + 4096]
+        lanes = np.zeros(-(-piece.size // 8) * 8)
+        lanes[: piece.size] = piece
+        # An accumulated sum adds one after the other; numpy.sum may not.
+        a, b, c, d, e, f, g, h = np.add.accumulate(lanes.reshape(-1, 8), axis=0)[-1].tolist()
+        joined += ((a + b) + (c + d)) + ((e + f) + (g + h))
+    return joined
+
+
+def limited(scale: float) -> np.float32:
+    """Round to float32, at most the largest finite one in magnitude."""
+    largest = float(np.finfo(np.float32).max)
+    return np.float32(min(max(scale, -largest), largest))
+
+
+def joined(parts: Iterable[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    """Concatenate, of nothing too."""
+    return np.concatenate([np.zeros(0, dtype), *parts])
