@@ -45,10 +45,10 @@ impl Dither {
         ((1_u32 << self.bits) - 1) as f32
     }
 
-    /// The step that takes `low` to `high`; 0 if they are (nearly) one number, else with a reciprocal.
+    /// The step that takes `low` to `high`; 0 if they are one number, else with a reciprocal.
     fn step(&self, low: f32, high: f32) -> f32 {
         let step = Level::PORTABLE.run(|| ((f64::from(high) - f64::from(low)) / f64::from(self.most())) as f32);
-        if step > 0.0 { step.max(SCALE_RANGE.0) } else { step }
+        if high > low { step.max(SCALE_RANGE.0) } else { step }
     }
 
     /// Writes the codes; tells whether every number lies between `low` and `high` (a NaN does not).

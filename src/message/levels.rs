@@ -4,7 +4,7 @@
 
 use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, room};
 use super::cursor::Cursor;
-use super::rotated::{NAN, exponent, finite, float_at, power_of_two, take_scales};
+use super::rotated::{NAN, defined, exponent, float_at, power_of_two, take_scales};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::formats::int::Int;
@@ -71,7 +71,7 @@ impl Coder for Levels {
                 Top::Norm => seen.moments().1.sqrt(),
             };
             let (levels, unit) = (f64::from(self.most), power_of_two(e));
-            (finite(top / levels), power_of_two(-e) as f32, (unit * levels / top) as f32)
+            (defined(top / levels), power_of_two(-e) as f32, (unit * levels / top) as f32)
         });
         let scale = if seen.is_finite() { scale } else { NAN };
         out.extend(scale.to_le_bytes());
@@ -97,7 +97,7 @@ impl Coder for Levels {
                 },
             );
         }
-        Ok(seen.is_finite())
+        Ok(!scale.is_nan())
     }
 
     fn open<'a>(&'a self, shape: &[usize], _: Noise, payload: &mut Cursor<'a>) -> Result<Box<dyn Opened + 'a>> {

@@ -60,6 +60,12 @@ pub(super) fn finite(value: f64) -> f32 {
     value.min(f64::from(f32::MAX)) as f32
 }
 
+/// A float64 as float32; NaN if it is more than float32 holds, as if it had not been finite.
+#[inline(always)]
+pub(super) fn defined(value: f64) -> f32 {
+    if value <= f64::from(f32::MAX) { value as f32 } else { NAN }
+}
+
 /// Checks a number of rounds.
 pub(super) fn check_rounds(rounds: u32) -> Result<()> {
     if (1..=MAX_ROUNDS).contains(&rounds) {

@@ -7,7 +7,7 @@
 use super::super::coder::{Coder, Noise, Opened, Pieces};
 use super::super::cursor::Cursor;
 use super::super::tables::QUICFL_T;
-use super::{Block, Layout, NAN, Owner, Rotation, check_rounds, encode_blocks, finite, float_at, take_scales};
+use super::{Block, Layout, NAN, Owner, Rotation, check_rounds, defined, encode_blocks, float_at, take_scales};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::fwht::BLOCK_MIN;
@@ -192,7 +192,7 @@ fn norm(block: &Block) -> f32 {
     match block {
         Block::Zero => 0.0,
         Block::NotFinite => NAN,
-        Block::Rotated(front) => finite(front.unit * front.squares.sqrt()),
+        Block::Rotated(front) => defined(front.unit * front.squares.sqrt()),
     }
 }
 
@@ -217,7 +217,9 @@ impl Coder for Summable {
                     || {
                         let state = rotation.forward(level, x, index, block);
                         let norm = norm(&state);
-                        if let Block::Rotated(front) = state {
+                        if let Block::Rotated(front) = state
+                            && !norm.is_nan()
+                        {
                             let factor = front.length.sqrt() / front.root * (front.unit / f64::from(norm));
                             self.round(factor as f32, words, rotation.blocks.range(index).start as u64, block);
                             let mut integers = [0_u32; PIECE];
