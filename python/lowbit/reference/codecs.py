@@ -116,7 +116,7 @@ class Dither(Elementwise):
             step, span = F((float(high) - float(low)) / (2**self.bits - 1)), high - low
         if not np.isfinite(span):
             raise ValueError("x: spans more than float32 holds")
-        return max(step, power(-126)) if step else step
+        return max(step, power(-126)) if high > low else step
 
     def encode(self, x: NDArray[np.float32], words: Words, sender: int) -> bytes:
         """Write ends or a byte, then codes."""
