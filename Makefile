@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test cargo-test pytest check fmt lint types doc bench golden tables clean
+.PHONY: help demo test cargo-test pytest check fmt lint types doc bench experiments golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,3 +81,7 @@ clean:  ## remove what the other targets made
 
 bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (where importable) torch; BENCH="--sizes 2^20" to choose
 	$(BIN)/python benches/bench.py $(BENCH)
+
+experiments: $(VENV)/.extra-experiments  ## measure errors of means and when messages pay: docs/results (five minutes)
+	$(BIN)/python experiments/mean_estimation.py
+	$(BIN)/python experiments/bandwidth.py

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import lowbit as lb
+from lowbit import _core
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -73,7 +74,7 @@ def gradients(seed: int) -> NDArray[np.float32]:
     return np.array([np.concatenate([g.ravel() for g in gradient(32)]) for _ in range(MARKS[-1])])
 
 
-def spike(seed: int) -> NDArray[np.float32]:
+def spike(_: int) -> NDArray[np.float32]:
     """Give every client (3, 1, 1, 0, ..., 0), whose signs after one rotation are always those of one column."""
     x = np.zeros((MARKS[-1], 4096), np.float32)
     x[:, :3] = 3, 1, 1
@@ -85,14 +86,15 @@ class Data:
     """Vectors, shape (clients, numbers), and the codecs that are tried on them."""
 
     title: str
+    numbers: int
     draw: Callable[[int], NDArray[np.float32]]
     codecs: list[lb.Codec]
 
 
 DATA = {
-    "lognormal": Data("LogNormal(0, 1), 16,384 numbers", lognormal, CODECS),
-    "gradients": Data("Gradients of a network on digits, 17,226 numbers", gradients, CODECS),
-    "spike": Data("(3, 1, 1, 0, ..., 0), 4,096 numbers", spike, ROTATIONS),
+    "lognormal": Data("LogNormal(0, 1), 16,384 numbers", 1 << 14, lognormal, CODECS),
+    "gradients": Data("Gradients of a network on digits, 17,226 numbers", 17226, gradients, CODECS),
+    "spike": Data("(3, 1, 1, 0, ..., 0), 4,096 numbers", 4096, spike, ROTATIONS),
 }
 
 
@@ -190,53 +192,70 @@ def number(value: float, half: float | None = None) -> str:
     return text if half is None else f"{text} ± {half:.1g}"
 
 
+INTRODUCTION = """# Mean estimation: what few bits cost
+
+Made by `make experiments` (`experiments/mean_estimation.py`).
+
+NMSE is the squared error of the estimated mean over the mean squared norm of the clients' vectors. For unbiased codecs
+it falls as one over the number of clients n, so that `n x NMSE` stays the error of one message. All rows of a table
+saw the same vectors and keys: {seeds} seeds, {clients} clients each; ± is half of a 95 % interval over seeds. Bits
+count whole messages: headers, scales, padding, checksums. *Expected* is what `expected_error` says: of codecs that do
+not rotate, for normal or uniform numbers, which these are not. The papers' vectors have 2^20 numbers; these are
+shorter, so that a thousand clients take minutes ({seconds:.0f} s here, on two processes).
+
+![Errors against bits and against clients](mean_estimation.png)
+"""
+
+TABLE = """
+## {title}
+
+| codec | unbiased | bits | expected | one message | n x NMSE, n = 10 | 100 | 1000 | NMSE, n = 1000 |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+SPEED = """
+## Speed
+
+ns per number on one thread: {numbers:,} numbers, medians of {runs}; {machine}, CPU level {level}; copying the array
+takes {copy:.2f}. `decode_mean` is for each of 16 messages. {load}
+
+| codec | encode | decode | decode_mean |
+|---|---|---|---|
+"""
+
+
 def report(results: dict[str, dict[lb.Codec, Measured]], seconds: float) -> str:
     """Write the page."""
-    load = os.getloadavg()[0]
-    copy, times = speed()
-    lines = [
-        "# Mean estimation: what few bits cost",
-        "",
-        "Made by `make experiments` (`experiments/mean_estimation.py`); the words and the numbers are the script's.",
-        "",
-        "NMSE is the squared error of the estimated mean over the mean squared norm of the clients' vectors. For codecs that",
-        "are unbiased it falls as one over the number of clients, so that `n x NMSE` is the error of one message. Every",
-        f"row of a table saw the same vectors and keys: {SEEDS} seeds, {MARKS[-1]} clients each; ± is half of a 95 % interval",
-        "over seeds. Bits count whole messages: headers, scales, padding, checksums. *Expected* is `expected_error`, for",
-        "vectors as the codec's page says (normal or uniform numbers where it does not rotate). The papers' vectors have",
-        f"2^20 numbers; these are shorter, so that a thousand clients take minutes ({seconds:.0f} s here).",
-        "",
-        "![Errors against bits and clients](mean_estimation.png)",
-    ]
+    text = INTRODUCTION.format(seeds=SEEDS, clients=MARKS[-1], seconds=seconds)
     for name, data in DATA.items():
-        lines += ["", f"## {data.title}", ""]
-        lines += [
-            "| codec | unbiased | bits | expected | one message | n x NMSE, n = 10 | 100 | 1000 | NMSE, n = 1000 |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
-        d = {"lognormal": 1 << 14, "gradients": 17226, "spike": 4096}[name]
+        text += TABLE.format(title=data.title)
         for codec, measured in results[name].items():
-            cells = [short(codec), codec.unbiased, f"{np.mean(measured.bits):.3f}", number(codec.expected_error(d))]
-            cells.append(number(*interval(measured.alone)))
+            cells = [f"`{short(codec)}`", codec.unbiased, f"{np.mean(measured.bits):.3f}"]
+            cells += [number(codec.expected_error(data.numbers)), number(*interval(measured.alone))]
             for n in (10, 100, 1000):
                 value, half = interval(measured.means[n])
                 cells.append(number(n * value, n * half))
             cells.append(number(interval(measured.means[1000])[0]))
-            lines.append("| " + " | ".join([f"`{cells[0]}`", *cells[1:]]) + " |")
-    quiet = "nothing else ran" if load < 2.6 else "others ran beside it, so these are upper bounds"
-    lines += [
-        "",
-        "## Speed",
-        "",
-        f"ns per number, one thread, {SPEED_NUMBERS:,} numbers, medians of {SPEED_RUNS} (load average before: {load:.1f}; {quiet});",
-        f"{platform.machine()}, CPU level {lb._core.cpu_level()}. A copy of the array takes {copy:.2f}. `decode_mean` is for each of 16 messages.",
-        "",
-        "| codec | encode | decode | decode_mean |",
-        "|---|---|---|---|",
-    ]
+            text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def report_speed() -> str:
+    """Time the codecs and write what came out."""
+    before = os.getloadavg()[0]
+    copy, times = speed()
+    after = os.getloadavg()[0]
+    text = SPEED.format(
+        numbers=SPEED_NUMBERS,
+        runs=SPEED_RUNS,
+        machine=platform.machine(),
+        level=_core.cpu_level(),
+        copy=copy,
+        load=f"Load average of the {os.cpu_count()} cores: {before:.1f} before, {after:.1f} after.",
+    )
     for codec, (encode, decode, mean) in times.items():
-        lines.append(f"| `{short(codec)}` | {encode:.2f} | {decode:.2f} | {mean:.2f} |")
-    return "\n".join(lines) + "\n"
+        text += f"| `{short(codec)}` | {encode:.2f} | {decode:.2f} | {mean:.2f} |\n"
+    return text
 
 
 COLOURS = {
@@ -315,7 +334,7 @@ def main() -> None:
     results = measure()
     seconds = time.perf_counter() - start
     draw(results)
-    (RESULTS / "mean_estimation.md").write_text(report(results, seconds))
+    (RESULTS / "mean_estimation.md").write_text(report(results, seconds) + report_speed())
     print(f"{RESULTS / 'mean_estimation.md'}: {seconds:.0f} s")
 
 

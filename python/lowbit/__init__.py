@@ -19,7 +19,8 @@ from lowbit._keys import Key, random_bits
 from lowbit._messages import Mean, decode, decode_mean, encode
 from lowbit._quant import dequantize, fake_quantize, pack, quantize, unpack
 from lowbit._quantized import Quantized
-from lowbit._rotating import Drive, DrivePlus, Eden, QuicFl, Summable
+from lowbit._rotating import Drive, DrivePlus, Eden, QuicFl
+from lowbit._summable import Summable
 from lowbit._threads import get_num_threads, set_num_threads
 
 __all__ = [

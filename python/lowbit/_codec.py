@@ -138,4 +138,5 @@ def _aligned(length: int) -> int:
 
 
 def bytes_of(bits: int) -> int:
+    """Give the bytes that so many packed bits take."""
     return -(-bits // 8)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lowbit import _codecs, _core, _rotating
+from lowbit import _codecs, _core, _rotating, _summable
 from lowbit._codec import Codec
 from lowbit._messages import Message, data_of
 
@@ -23,7 +23,7 @@ _CODECS: dict[int, type[Codec]] = {
         _rotating.Eden,
         _rotating.DrivePlus,
         _rotating.QuicFl,
-        _rotating.Summable,
+        _summable.Summable,
     )
 }
 _QUANTIZED, _MESSAGE = 1, 2

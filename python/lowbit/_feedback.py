@@ -36,7 +36,7 @@ class ErrorFeedback:
     S. P. Karimireddy et al., "Error feedback fixes SignSGD and other gradient compression schemes", ICML 2019,
     arXiv:1901.09847; first used by F. Seide et al., Interspeech 2014. It needs codecs whose error is less than the
     vector (a contraction). Unbiased ones are refused: their errors average out over rounds and senders without it, and
-    are too large to be fed back.
+    nothing keeps the error of one message smaller than the vector.
 
     The memory is float32, as large as the array. It belongs to one sender and one array: it is kept, not sent.
 
@@ -100,8 +100,8 @@ class ErrorFeedback:
         self._close("encode")
         if isinstance(codec, Codec) and codec.unbiased != "no" and not isinstance(codec, Float32):
             raise _core.Error(
-                f"codec: {codec} is unbiased: its errors average out without ErrorFeedback and are too large to be fed "
-                'back; give a biased one, such as Eden(bits, "min_error") or Sign()'
+                f"codec: {codec} is unbiased: its errors average out without ErrorFeedback, which needs errors smaller "
+                'than the vector; give a biased one, such as Eden(bits, "min_error") or Sign()'
             )
         placed = self._placed(x, _arguments.within(min_elements, "min_elements", 0, (1 << 63) - 1))
         sums = {name: self._plus_error(name, array) for name, (array, exact) in placed.items() if not exact}

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Message = bytes | bytearray | memoryview
 Arrays = Mapping[str, "ArrayLike"]
 
-_EXACT = _arguments.FLOATS | {"bool"} | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _MAX_ELEMENTS = 1 << 30
 
 
@@ -119,10 +118,10 @@ def name_of(name: object) -> str:
 def in_mapping(value: ArrayLike, name: str, least: int) -> tuple[NDArray[Any], bool]:
     """Give an array of a mapping, and whether it travels exactly."""
     array = _arguments.array(value, f"x[{name!r}]")
-    kind = array.dtype.name
-    if kind not in _EXACT:
+    coded = _arguments.is_float(array.dtype)
+    if not coded and array.dtype.kind not in "iub":
         raise TypeError(f"x[{name!r}]: no message holds dtype {array.dtype}; give floats, integers or bools")
-    exact = kind not in _arguments.FLOATS or array.size < least
+    exact = not coded or array.size < least
     # Exact arrays travel as the bytes they are, so they are put in order here.
     return (np.asarray(array, array.dtype.newbyteorder("="), order="C") if exact else array), exact
 
