@@ -199,10 +199,14 @@ def message_encode(
     sender: int,
 ) -> bytes: ...
 def message_decode(
-    data: bytes, words: tuple[int, int] | None, max_elements: int
+    data: bytes, words: tuple[int, int] | None, max_elements: int, out: NDArray[Any] | None
 ) -> tuple[bool, list[tuple[str, NDArray[Any]]]]: ...
 def message_mean(
-    messages: Sequence[bytes], words: tuple[int, int] | None, weights: Sequence[float] | None, max_elements: int
+    messages: Sequence[bytes],
+    words: tuple[int, int] | None,
+    weights: Sequence[float] | None,
+    max_elements: int,
+    out: NDArray[Any] | None,
 ) -> tuple[bool, list[tuple[str, NDArray[Any]]]]: ...
 def message_describe(
     data: bytes,

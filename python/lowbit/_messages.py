@@ -177,7 +177,7 @@ def decode(
     step () int64
     """
     words = _arguments.words(key, private=False)
-    return _given(_core.message_decode(data_of(message, "message"), words, _most(max_elements)), out)
+    return _given(_core.message_decode(data_of(message, "message"), words, _most(max_elements), _memory(out)), out)
 
 
 def decode_mean(
@@ -249,7 +249,7 @@ def decode_mean(
             raise _core.Error(f"weights: {len(shares)} for {len(received)} messages; give one for each")
         if not sum(shares) > 0:
             raise _core.Error("weights: all are zero; give at least one above")
-    return _given(_core.message_mean(received, words, shares, _most(max_elements)), out)
+    return _given(_core.message_mean(received, words, shares, _most(max_elements), _memory(out)), out)
 
 
 class Mean:
@@ -340,6 +340,11 @@ def _weight(weight: float, argument: str) -> float:
     return number
 
 
+def _memory(out: object) -> NDArray[Any] | None:
+    """Give `out` to the core if it might write there; it looks itself whether it can."""
+    return out if type(out) is np.ndarray else None
+
+
 def _given(
     decoded: tuple[bool, list[tuple[str, NDArray[Any]]]], out: NDArray[Any] | Mapping[str, NDArray[Any]] | None
 ) -> Any:
@@ -348,6 +353,8 @@ def _given(
     if out is None:
         return dict(arrays) if mapping else arrays[0][1]
     if not mapping:
+        if out is arrays[0][1]:
+            return out
         _fits(out, arrays[0][1], "out")[...] = arrays[0][1]
         return out
     if not isinstance(out, Mapping):

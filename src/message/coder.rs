@@ -70,6 +70,11 @@ pub(super) trait Opened: Send + Sync {
     /// Writes the numbers of one piece; if the rotation is shared, before it is undone.
     fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()>;
 
+    /// Whether decoding a piece of a payload that was opened can still fail.
+    fn can_fail(&self) -> bool {
+        false
+    }
+
     /// Finds whether decoding any piece will fail, for whoever must not stop half way.
     fn verify(&self) -> Result<()> {
         Ok(())

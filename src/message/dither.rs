@@ -66,8 +66,7 @@ impl Dither {
                 let mut inside = 0;
                 for ((code, x), word) in codes.iter_mut().zip(x).zip(&drawn) {
                     inside += u32::from(*x >= low) & u32::from(*x <= high);
-                    let t = ((x - low) * recip).max(-1.0).min(most + 1.0);
-                    *code = integer(nearest(t + dither(*word), most));
+                    *code = integer(nearest((x - low) * recip + dither(*word), most));
                 }
                 pack_tile(level, &codes[..x.len()], self.bits, out);
                 if inside as usize != x.len() {

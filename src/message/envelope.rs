@@ -353,6 +353,11 @@ impl Array<'_> {
         }
     }
 
+    /// Whether decoding can still fail.
+    pub fn can_fail(&self) -> bool {
+        matches!(&self.state, State::Coded(array) if array.can_fail())
+    }
+
     /// Finds whether decoding will fail, for whoever must not stop half way.
     fn verify(&self) -> Result<()> {
         match &self.state {

@@ -215,6 +215,14 @@ pub(super) unsafe fn fill<'a, T: numpy::Element>(array: &'a Bound<'_, PyUntypedA
     unsafe { std::slice::from_raw_parts_mut(data(array).cast::<T>(), array.len()) }
 }
 
+/// The memory of `out`, if it can take plain numbers of this type and shape as they are.
+pub(super) fn plain<'a, T: numpy::Element>(out: &'a Bound<'_, PyUntypedArray>, shape: &[usize]) -> Option<&'a mut [T]> {
+    let fits = out.dtype().is_equiv_to(&dtype::<T>(out.py())) && out.shape() == shape;
+    let ready = out.is_c_contiguous() && is_writeable(out) && data(out).cast::<T>().is_aligned();
+    // SAFETY: contiguous, writeable and of this type; that nobody else touches it is the caller of `out=`'s promise.
+    (fits && ready).then(|| unsafe { fill(out) })
+}
+
 /// A new C-contiguous array, filled before anybody sees it.
 pub(super) fn fill_new<'py, T: numpy::Element>(
     py: Python<'py>,

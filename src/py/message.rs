@@ -5,7 +5,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyBytesMethods, PyString};
 
-use super::array::{Input, bytes_of, fill, fill_new, new_array, slice_of, text};
+use super::array::{Input, bytes_of, fill, fill_new, new_array, plain, slice_of, text};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::fwht::{BLOCK_MIN, Blocks};
@@ -96,12 +96,31 @@ fn exact<'py>(py: Python<'py>, entry: &Entry, bytes: &[u8]) -> PyResult<Untyped<
     })
 }
 
+/// Numbers that `write` gives: written to `out` if it is there and can take them as they are, else to a new array.
+fn numbers<'py>(
+    py: Python<'py>,
+    entry: &Entry,
+    out: Option<&Untyped<'py>>,
+    write: impl FnOnce(&mut [f32]) -> Result<()> + Send,
+) -> PyResult<Untyped<'py>> {
+    if let Some(out) = out
+        && let Some(memory) = plain::<f32>(out, &entry.shape)
+    {
+        detached(py, || write(memory))?;
+        return Ok(out.clone());
+    }
+    fill_new::<f32>(py, &entry.shape, |memory| Ok(detached(py, || write(memory))?))
+}
+
+/// What is decoded is written to `out` only if it is one array, fits as it is, and nothing can go wrong on the way.
 #[pyfunction]
+#[pyo3(signature = (data, words, max_elements, out))]
 pub(super) fn message_decode<'py>(
     py: Python<'py>,
     data: &Bound<'py, PyBytes>,
     words: Words,
     max_elements: usize,
+    out: Option<Untyped<'py>>,
 ) -> PyResult<Decoded<'py>> {
     let data = data.as_bytes();
     let message = detached(py, || Message::read(data, max_elements))?;
@@ -110,7 +129,8 @@ pub(super) fn message_decode<'py>(
         let value = if entry.exact {
             exact(py, entry, array.exact().unwrap_or_default())?
         } else {
-            fill_new::<f32>(py, &entry.shape, |numbers| Ok(detached(py, || array.decode(numbers))?))?
+            let out = out.as_ref().filter(|_| !message.mapping && !array.can_fail());
+            numbers(py, entry, out, |memory| array.decode(memory))?
         };
         Ok((entry.name.clone(), value))
     });
@@ -121,6 +141,7 @@ pub(super) fn message_decode<'py>(
 fn averaged<'py>(
     py: Python<'py>,
     entry: &Entry,
+    out: Option<&Untyped<'py>>,
     write: impl Fn(Target<'_>) -> Result<()> + Send + Sync,
 ) -> PyResult<(String, Untyped<'py>)> {
     let value = if entry.exact {
@@ -131,24 +152,28 @@ fn averaged<'py>(
             wide
         }
     } else {
-        fill_new::<f32>(py, &entry.shape, |numbers| Ok(detached(py, || write(Target::Coded(numbers)))?))?
+        numbers(py, entry, out, |memory| write(Target::Coded(memory)))?
     };
     Ok((entry.name.clone(), value))
 }
 
 #[pyfunction]
+#[pyo3(signature = (messages, words, weights, max_elements, out))]
 pub(super) fn message_mean<'py>(
     py: Python<'py>,
     messages: Vec<Bound<'py, PyBytes>>,
     words: Words,
     weights: Option<Vec<f64>>,
     max_elements: usize,
+    out: Option<Untyped<'py>>,
 ) -> PyResult<Decoded<'py>> {
     let data: Vec<&[u8]> = messages.iter().map(PyBytesMethods::as_bytes).collect();
     let round = detached(py, || Round::read(&data, weights.as_deref(), max_elements))?;
     let opened = detached(py, || round.open(key(words)))?;
+    let can_fail = opened.iter().any(|(arrays, _)| arrays.iter().any(Array::can_fail));
+    let out = out.as_ref().filter(|_| !round.mapping() && !can_fail);
     let entries = round.entries().iter().enumerate();
-    let means = entries.map(|(index, entry)| averaged(py, entry, |target| mean_of(&opened, index, target)));
+    let means = entries.map(|(index, entry)| averaged(py, entry, out, |target| mean_of(&opened, index, target)));
     Ok((round.mapping(), means.collect::<PyResult<_>>()?))
 }
 
@@ -173,7 +198,7 @@ impl MessageMean {
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Decoded<'py>> {
         self.0.result(|mapping, entries, write| {
             let entries = entries.iter().enumerate();
-            let means = entries.map(|(index, entry)| averaged(py, entry, |target| write(index, target)));
+            let means = entries.map(|(index, entry)| averaged(py, entry, None, |target| write(index, target)));
             Ok((mapping, means.collect::<PyResult<_>>()?))
         })?
     }

@@ -205,6 +205,10 @@ impl Opened for Sent<'_> {
         Pieces::Blocks(self.rotation.blocks, self.n)
     }
 
+    fn can_fail(&self) -> bool {
+        true
+    }
+
     fn verify(&self) -> Result<()> {
         let first_bad = FirstError::default();
         parallel::for_each(self.rotation.blocks.len(), |piece| {
