@@ -216,6 +216,7 @@ pub(super) unsafe fn fill<'a, T: numpy::Element>(array: &'a Bound<'_, PyUntypedA
 }
 
 /// The memory of `out`, if it can take plain numbers of this type and shape as they are.
+#[allow(clippy::mut_from_ref, reason = "the array's memory is not Rust's")]
 pub(super) fn plain<'a, T: numpy::Element>(out: &'a Bound<'_, PyUntypedArray>, shape: &[usize]) -> Option<&'a mut [T]> {
     let fits = out.dtype().is_equiv_to(&dtype::<T>(out.py())) && out.shape() == shape;
     let ready = out.is_c_contiguous() && is_writeable(out) && data(out).cast::<T>().is_aligned();
