@@ -70,6 +70,18 @@ pub(super) trait Opened: Send + Sync {
     /// Writes the numbers of one piece; if the rotation is shared, before it is undone.
     fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()>;
 
+    /// Adds `weight` times the numbers of one piece to a sum.
+    fn add(&self, level: Level, piece: usize, sum: &mut [f32], weight: f32) -> Result<()> {
+        with_buffer(sum.len(), |numbers| {
+            self.decode(level, piece, numbers)?;
+            level.run(
+                #[inline(always)]
+                || accumulate(sum, numbers, weight),
+            );
+            Ok(())
+        })
+    }
+
     /// Whether decoding a piece of a payload that was opened can still fail.
     fn can_fail(&self) -> bool {
         false
@@ -187,14 +199,31 @@ pub(super) fn encode_tiles(
     });
 }
 
+/// Writes one number everywhere, or adds it with a weight.
+pub(super) fn fill(out: &mut [f32], number: f32, weight: Option<f32>) {
+    match weight {
+        None => out.fill(number),
+        Some(weight) => out.iter_mut().for_each(|sum| *sum += number * weight),
+    }
+}
+
+/// Adds `weight` times the numbers to a sum.
+#[inline(always)]
+fn accumulate(sum: &mut [f32], numbers: &[f32], weight: f32) {
+    for (sum, number) in sum.iter_mut().zip(numbers) {
+        *sum += number * weight;
+    }
+}
+
 /// Calls `tile(start, bytes, numbers)` for one piece of a payload, [`TILE`] numbers or fewer at a time, within `Level::run`.
+/// The numbers are written to `out`, or with a weight added to it while they are in the cache.
 #[inline(always)]
 pub(super) fn decode_tiles(
     level: Level,
     piece: usize,
     payload: &[u8],
     length: impl Fn(usize) -> usize,
-    out: &mut [f32],
+    (out, weight): (&mut [f32], Option<f32>),
     tile: impl Fn(usize, &[u8], &mut [f32]) + Copy,
 ) {
     let start = piece * CHUNK;
@@ -202,8 +231,16 @@ pub(super) fn decode_tiles(
     level.run(
         #[inline(always)]
         || {
+            let mut numbers = [0.0; TILE];
             for (i, (bytes, out)) in payload.chunks(length(TILE).max(1)).zip(out.chunks_mut(TILE)).enumerate() {
-                tile(start + i * TILE, bytes, out);
+                match weight {
+                    None => tile(start + i * TILE, bytes, out),
+                    Some(weight) => {
+                        let numbers = &mut numbers[..out.len()];
+                        tile(start + i * TILE, bytes, numbers);
+                        accumulate(out, numbers, weight);
+                    }
+                }
             }
         },
     );

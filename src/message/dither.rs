@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, room};
+use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, fill, room};
 use super::cursor::Cursor;
 use super::rotated::NAN;
 use super::rotated::summable::{dither, integer, nearest};
@@ -181,17 +181,29 @@ impl Opened for Sent<'_> {
     }
 
     fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()> {
+        self.write(level, piece, out, None);
+        Ok(())
+    }
+
+    fn add(&self, level: Level, piece: usize, sum: &mut [f32], weight: f32) -> Result<()> {
+        self.write(level, piece, sum, Some(weight));
+        Ok(())
+    }
+}
+
+impl Sent<'_> {
+    /// Writes the numbers of one piece, or adds them with a weight.
+    fn write(&self, level: Level, piece: usize, out: &mut [f32], weight: Option<f32>) {
         let (bits, low, step, words) = (self.codec.bits, self.low, self.step, self.words);
         if low.is_nan() || step == 0.0 {
-            out.fill(if low.is_nan() { NAN } else { low });
-            return Ok(());
+            return fill(out, if low.is_nan() { NAN } else { low }, weight);
         }
         decode_tiles(
             level,
             piece,
             self.codes,
             |n| packed_len(n, bits),
-            out,
+            (out, weight),
             #[inline(always)]
             |start, bytes, out| {
                 let (mut drawn, mut codes) = ([0; TILE], [0_u8; TILE]);
@@ -203,6 +215,5 @@ impl Opened for Sent<'_> {
                 }
             },
         );
-        Ok(())
     }
 }

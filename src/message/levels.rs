@@ -2,7 +2,7 @@
 //! NeurIPS 2017, arXiv:1705.07878; L = 1, the scale is the largest magnitude) and QSGD (Alistarh et al., NeurIPS 2017,
 //! arXiv:1610.02132; the scale is the norm divided by L), both with codes of fixed length.
 
-use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, room};
+use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, fill, room};
 use super::cursor::Cursor;
 use super::rotated::{NAN, defined, exponent, float_at, power_of_two, take_scales};
 use crate::cpu::Level;
@@ -125,17 +125,29 @@ impl Opened for Sent<'_> {
     }
 
     fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()> {
+        self.write(level, piece, out, None);
+        Ok(())
+    }
+
+    fn add(&self, level: Level, piece: usize, sum: &mut [f32], weight: f32) -> Result<()> {
+        self.write(level, piece, sum, Some(weight));
+        Ok(())
+    }
+}
+
+impl Sent<'_> {
+    /// Writes the numbers of one piece, or adds them with a weight.
+    fn write(&self, level: Level, piece: usize, out: &mut [f32], weight: Option<f32>) {
         let (codec, scale) = (self.codec, self.scale);
         if scale == 0.0 {
-            out.fill(0.0);
-            return Ok(());
+            return fill(out, 0.0, weight);
         }
         decode_tiles(
             level,
             piece,
             self.codes,
             |n| codec.length(n),
-            out,
+            (out, weight),
             #[inline(always)]
             |_, bytes, out| {
                 let mut codes = [0_u32; TILE];
@@ -150,6 +162,5 @@ impl Opened for Sent<'_> {
                 }
             },
         );
-        Ok(())
     }
 }

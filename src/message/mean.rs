@@ -39,15 +39,6 @@ fn each_piece(pieces: &Pieces, out: &mut [f32], work: impl Fn(usize, &mut [f32])
     first_bad.into_result()
 }
 
-/// Adds `weight` times the decoded numbers to a sum.
-#[inline(always)]
-fn accumulate(level: Level, sum: &mut [f32], numbers: &[f32], weight: f32) {
-    level.run(
-        #[inline(always)]
-        || sum.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number * weight),
-    );
-}
-
 #[inline(always)]
 fn multiply(level: Level, numbers: &mut [f32], factor: f32) {
     level.run(
@@ -76,13 +67,7 @@ pub(super) fn mean(arrays: &[(&dyn Opened, f32)], total: f64, out: &mut [f32]) -
     let (level, pieces, reciprocal) = (Level::current(), first.pieces(), reciprocal(total));
     each_piece(&pieces, out, |piece, sum| {
         sum.fill(NOTHING);
-        with_buffer(sum.len(), |numbers| {
-            for (array, weight) in arrays {
-                array.decode(level, piece, numbers)?;
-                accumulate(level, sum, numbers, *weight);
-            }
-            Ok(())
-        })?;
+        arrays.iter().try_for_each(|(array, weight)| array.add(level, piece, sum, *weight))?;
         multiply(level, sum, reciprocal);
         first.finish(level, piece, sum);
         Ok(())
@@ -94,13 +79,9 @@ pub(super) fn add(array: &dyn Opened, weight: f32, sum: &mut [f32]) -> Result<()
     let (level, pieces, first_bad) = (Level::current(), array.pieces(), FirstError::default());
     let sum = Shared::new(sum);
     parallel::for_each(pieces.len(), |piece| {
-        let range = pieces.range(piece);
-        with_buffer(range.len(), |numbers| {
-            let result = array.decode(level, piece, numbers);
-            // SAFETY: pieces are disjoint, and `sum` is borrowed until `for_each` returns.
-            accumulate(level, unsafe { sum.part(range.clone()) }, numbers, weight);
-            first_bad.note(piece, result);
-        });
+        // SAFETY: pieces are disjoint, and `sum` is borrowed until `for_each` returns.
+        let sum = unsafe { sum.part(pieces.range(piece)) };
+        first_bad.note(piece, array.add(level, piece, sum, weight));
     });
     first_bad.into_result()
 }

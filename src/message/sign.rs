@@ -78,13 +78,26 @@ impl Opened for Sent<'_> {
     }
 
     fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()> {
+        self.write(level, piece, out, None);
+        Ok(())
+    }
+
+    fn add(&self, level: Level, piece: usize, sum: &mut [f32], weight: f32) -> Result<()> {
+        self.write(level, piece, sum, Some(weight));
+        Ok(())
+    }
+}
+
+impl Sent<'_> {
+    /// Writes the numbers of one piece, or adds them with a weight.
+    fn write(&self, level: Level, piece: usize, out: &mut [f32], weight: Option<f32>) {
         let (scale, sign) = (self.scale.to_bits(), u32::from(self.scale > 0.0));
         decode_tiles(
             level,
             piece,
             self.bits,
             |n| n.div_ceil(8),
-            out,
+            (out, weight),
             #[inline(always)]
             |_, bits, out| {
                 let mut lanes = [0; super::coder::TILE];
@@ -94,6 +107,5 @@ impl Opened for Sent<'_> {
                 }
             },
         );
-        Ok(())
     }
 }
