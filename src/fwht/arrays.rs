@@ -130,7 +130,7 @@ impl<'a> Job<'a> {
 
     /// Goes on with what is transformed by every `stride` numbers, until it is by every `end`.
     fn passes(&self, range: Range<usize>, mut stride: usize, end: usize, scale: Option<f32>) {
-        const COLUMNS: usize = 1 << 12;
+        const COLUMNS: usize = 1 << 13;
         let level = self.level;
         while stride < end {
             let radix = RADIX.min(end / stride);
