@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-PEERS = {"numpy": "numpy", "numba": "numba", "torch": "torch", "torch_compile": "torch", "torchao": "torchao"}
+PEERS = {
+    **{"numpy": "numpy", "numba": "numba", "torch": "torch", "torch_compile": "torch", "torchao": "torchao"},
+    **{"ffht": "ffht", "fht_cpu": "fht_cpu"},
+}
 WARM_HEAP = {
     # Freed memory stays with the process, so that a peer that returns a fresh array is not timed faulting pages in.
     "MALLOC_MMAP_THRESHOLD_": str(2**31),

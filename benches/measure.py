@@ -104,9 +104,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, required=True)
     options = parser.parse_args()
     lb.set_num_threads(options.threads)
-    packages = ("numpy", *(peer for peer in ("numba", "torch", "torchao") if peer in options.peers))
+    packages = {"numpy": "numpy", "numba": "numba", "torch": "torch", "torchao": "torchao"}
+    packages |= {"ffht": "ffht-unofficial", "fht_cpu": "fht-cpu"}
     versions = {"python": platform.python_version(), "lowbit": lb.__version__}
-    versions |= {name: version(name) for name in packages}
+    versions |= {name: version(package) for name, package in packages.items() if name in ("numpy", *options.peers)}
     say({"cpu": processor(), "level": _core.cpu_level(), "threads": options.threads, "versions": versions})
     say(overhead(options.repeats, options.threads))
     for n in options.sizes:

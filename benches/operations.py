@@ -31,6 +31,8 @@ class Operation:
     """Nanoseconds for each element at 2^17 elements, one thread, AVX-512."""
     fused_goal: float = 2.0
     """How many times faster than the best compiled recipes: 2 where codes are packed, unpacked or random, else 1."""
+    speedup_goal: float = 1.7
+    """Of two threads."""
 
 
 class Problem:
@@ -57,6 +59,10 @@ class Problem:
     def block_scales(self) -> NDArray[np.float32]:
         """One scale for each 128 of `codes`."""
         return np.random.default_rng(4).random(self.n // 128, dtype=np.float32) + np.float32(0.5)
+
+    def rows(self, longest: int | None = None) -> int:
+        """Tell how long rows to transform are: the largest power of two that fits n and the limit."""
+        return min(self.n & -self.n, longest or self.n)
 
     def empty(self, dtype: Any = np.float32, *, bits: int | None = None) -> NDArray[Any]:
         """Make a touched array for n elements, or for n times `bits` bits of bytes."""
@@ -172,6 +178,22 @@ def check_random(problem: Problem, result: Any) -> None:
         assert np.abs(shares - 1).max() < 0.02 + 6 * np.sqrt(256 / problem.n), "bytes are not uniform"
 
 
+def check_hadamard(problem: Problem, result: Any, row: int) -> None:
+    """Compare some numbers of every row with its products with rows of the matrix, whose signs are parities."""
+    x, y = problem.x.reshape(-1, row), np.asarray(result).reshape(-1, row)
+    for place in np.random.default_rng(5).integers(0, row, 3):
+        signs = 1 - 2 * (np.bitwise_count(np.arange(row, dtype=np.uint32) & np.uint32(place)) % 2).astype(np.int8)
+        want = np.einsum("rd,d->r", x, signs, dtype=np.float64) / np.sqrt(row)
+        assert np.abs(y[:, place] - want).max() < 1e-4, "not the orthonormal transform"
+
+
+def check_rotation(problem: Problem, result: Any) -> None:
+    """Ask of a rotation that it keeps the length and makes numbers that have nothing to do with the given ones."""
+    x, y = problem.x.astype(np.float64), np.asarray(result).astype(np.float64).reshape(-1)
+    assert abs(y @ y / (x @ x) - 1) < 1e-5, "not as long"
+    assert abs(x @ y) / (x @ x) < 6 / np.sqrt(problem.n), "too much like the input"
+
+
 OPERATIONS = [
     Operation("fake_quantize_int4", 8, 1.6, check_int4, cached_goal=0.2, fused_goal=1),
     Operation("fake_quantize_radix4", 8, 1.6, check_radix4, cached_goal=0.2, fused_goal=1),
@@ -186,4 +208,7 @@ OPERATIONS = [
     Operation("onebit_encode", 4 + 1 / 8, 1.5, check_bits),
     Operation("onebit_decode", 4 + 1 / 8, 1.3, check_decoded),
     Operation("random_bits", 4, None, check_random),
+    Operation("hadamard", 8, 4.0, lambda p, r: check_hadamard(p, r, p.rows()), fused_goal=1, speedup_goal=1.6),
+    Operation("hadamard_1024", 8, 1.3, lambda p, r: check_hadamard(p, r, p.rows(1024)), fused_goal=1),
+    Operation("randomized_hadamard", 8, None, check_rotation, fused_goal=1),
 ]

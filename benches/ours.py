@@ -89,3 +89,21 @@ def onebit_decode(problem: Problem) -> Callable[[], Any]:
 
 def random_bits(problem: Problem) -> Callable[[], Any]:
     return lambda: lb.random_bits(key, problem.n)
+
+
+def _hadamard(problem: Problem, row: int) -> Callable[[], Any]:
+    x, out = problem.x.reshape(-1, row), problem.empty().reshape(-1, row)
+    return lambda: lb.hadamard_transform(x, out=out)
+
+
+def hadamard(problem: Problem) -> Callable[[], Any]:
+    return _hadamard(problem, problem.rows())
+
+
+def hadamard_1024(problem: Problem) -> Callable[[], Any]:
+    return _hadamard(problem, problem.rows(1024))
+
+
+def randomized_hadamard(problem: Problem) -> Callable[[], Any]:
+    out = problem.empty()
+    return lambda: lb.randomized_hadamard_transform(problem.x, key, out=out)

@@ -19,6 +19,9 @@ OPERATIONS = {
     "onebit_encode",
     "onebit_decode",
     "random_bits",
+    "hadamard",
+    "hadamard_1024",
+    "randomized_hadamard",
 }
 
 

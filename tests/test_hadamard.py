@@ -37,7 +37,7 @@ def test_the_bits_are_the_references(k):
         assert_same(lb.hadamard_transform(x), want, f"2^{k} {run}")
 
 
-def test_very_long_rows_take_a_third_pass():
+def test_very_long_rows():
     """2^25 numbers: one at a place gives a row of the matrix, whose signs are parities."""
     d, place = 1 << 25, 0x155_AAC3
     x = np.zeros(d, np.float32)

@@ -1,23 +1,20 @@
 //! Transforms of whole arrays, along their last axis.
 //!
-//! What is longer than [`BLOCK_MAX`] numbers goes through memory twice (2^24 numbers): first its blocks, then, 64 columns
-//! at a time, the stages between them.
+//! Rows longer than [`BLOCK_MAX`] are transformed in blocks, then in passes of eight rows over what the third-level cache
+//! holds, and last over memory: eight streams side by side, which is what prefetchers are good at.
 
 use std::ops::Range;
 
-use super::stages::{columns, in_place, out_of_place};
-use super::{BLOCK_MAX, LINE, aligned, root};
+use super::stages::{RADIX, in_place, out_of_place, pass};
+use super::{BLOCK_MAX, aligned, root};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::parallel;
 use crate::simd;
 use crate::view::{View, ViewMut};
 
-/// Columns that are gathered at once: four cache lines of each row.
-const STRIP: usize = 4 * LINE;
-
-/// Stages between blocks in one pass over memory: 2^8 rows of a strip take 64 KiB.
-const FAR: u32 = 8;
+/// The numbers of a long row that are done with before the next are read: 8 MiB.
+const SPAN: u32 = 21;
 
 /// The orthonormal Hadamard transform along the last axis, whose length is a power of two. `out` has x's shape; it may be
 /// the very memory of `x`. Beyond [`BLOCK_MAX`] it must be plain (see [`ViewMut::is_plain`]).
@@ -36,20 +33,14 @@ pub fn hadamard_transform(x: &View, out: &mut ViewMut) -> Result<()> {
     if d > BLOCK_MAX && !out.is_plain() {
         return Err(Error::argument("out", format!("rows of {d} need contiguous float32")));
     }
-    let job = Job::new(x, out);
+    let mut job = Job::new(x, out);
     let scale = (1.0 / root(k, 1)) as f32;
     if d <= BLOCK_MAX {
-        job.near(k, Some(scale));
-        return Ok(());
-    }
-    // Short arrays in small blocks, so that there are enough for several threads.
-    let mut done = if x.len() >= 16 * BLOCK_MAX { BLOCK_MAX.ilog2() } else { 13 };
-    job.near(done, None);
-    while done < k {
-        let passes = (k - done).div_ceil(FAR);
-        let stages = (k - done).div_ceil(passes);
-        job.far(done, stages, (passes == 1).then_some(scale));
-        done += stages;
+        job.blocks(0..x.len(), k, Some(scale));
+    } else {
+        // What is read again should stay in the caches.
+        job.stream = false;
+        job.rows(k, scale);
     }
     Ok(())
 }
@@ -81,47 +72,83 @@ impl<'a> Job<'a> {
         Job { x, out, level: Level::current(), in_place, stream }
     }
 
-    /// Transforms every `2^k` numbers, k at most 16.
-    fn near(&self, k: u32, scale: Option<f32>) {
-        let (n, level) = (self.x.len(), self.level);
-        let piece = (1 << k).max(1 << 12);
-        let chunk = ((n >> 6).clamp(1 << 14, 1 << 18) / piece * piece).max(piece);
+    /// Transforms every `2^k` numbers of a range, k at most 16.
+    fn blocks(&self, range: Range<usize>, k: u32, scale: Option<f32>) {
+        let level = self.level;
+        let piece = (1 << k).max(1 << 11);
+        let chunk = ((range.len() >> 6).clamp(1 << 14, 1 << 18) / piece * piece).max(piece);
         let direct = self.out.is_plain() && !self.stream;
-        parallel::for_each(n.div_ceil(chunk), |index| {
-            let all = index * chunk..n.min((index + 1) * chunk);
+        parallel::for_each(range.len().div_ceil(chunk), |index| {
+            let start = range.start + index * chunk;
+            let all = start..range.end.min(start + chunk);
             let mut memory = Vec::new();
             let buffer = if direct { &mut [][..] } else { aligned(&mut memory, piece.min(all.len())) };
             level.run(
                 #[inline(always)]
                 || {
                     for start in all.clone().step_by(piece) {
-                        let range = start..all.end.min(start + piece);
+                        let part = start..all.end.min(start + piece);
                         let y = if direct {
                             // SAFETY: plain; pieces are disjoint, and if x is the same memory it is not read.
-                            unsafe { self.out.part(range.clone()) }
+                            unsafe { self.out.part(part.clone()) }
                         } else {
-                            &mut buffer[..range.len()]
+                            &mut buffer[..part.len()]
                         };
-                        if direct && self.in_place {
-                            in_place(level, k, y, None);
-                        } else if self.x.is_plain() {
-                            out_of_place(level, k, self.x.read(range.clone(), &mut []), y);
+                        if self.x.is_plain() && !self.in_place {
+                            out_of_place(level, k, self.x.read(part, &mut []), y, scale);
                         } else {
-                            self.x.copy(range.clone(), y);
-                            in_place(level, k, y, None);
-                        }
-                        if let Some(scale) = scale {
-                            finish(scale, y);
+                            if !(direct && self.in_place) {
+                                self.x.copy(part, y);
+                            }
+                            in_place(level, k, y, None, scale);
                         }
                         if !direct {
                             // SAFETY: pieces are disjoint, and x is read no more where it is the same memory.
-                            unsafe { self.put(start, &buffer[..range.len()]) };
+                            unsafe { self.put(start, y) };
                         }
                     }
                     simd::stream_done();
                 },
             );
         });
+    }
+
+    /// Transforms every `2^k` numbers, more than a block holds; the output is plain.
+    fn rows(&self, k: u32, scale: f32) {
+        let n = self.x.len();
+        // Short arrays in small blocks, so that there are enough for several threads.
+        let block = if n >= 16 * BLOCK_MAX { BLOCK_MAX } else { 1 << 13 };
+        let span = 1 << k.min(SPAN);
+        for start in (0..n).step_by(span) {
+            self.blocks(start..start + span, block.ilog2(), None);
+            self.passes(start..start + span, block, span, (k <= SPAN).then_some(scale));
+        }
+        if k > SPAN {
+            self.passes(0..n, span, 1 << k, Some(scale));
+        }
+    }
+
+    /// Goes on with what is transformed by every `stride` numbers, until it is by every `end`.
+    fn passes(&self, range: Range<usize>, mut stride: usize, end: usize, scale: Option<f32>) {
+        const COLUMNS: usize = 1 << 13;
+        let level = self.level;
+        while stride < end {
+            let radix = RADIX.min(end / stride);
+            let parts = stride / COLUMNS;
+            let scale = scale.filter(|_| radix * stride == end);
+            parallel::for_each(range.len() / (radix * stride) * parts, |index| {
+                let first = range.start + index / parts * radix * stride + index % parts * COLUMNS;
+                // SAFETY: columns are disjoint, and all their rows are in the range of an output that is plain.
+                level.run(
+                    #[inline(always)]
+                    || unsafe {
+                        let start = self.out.start().cast::<f32>().cast_mut().add(first);
+                        pass(radix, start, COLUMNS, stride, scale);
+                    },
+                );
+            });
+            stride *= radix;
+        }
     }
 
     /// Writes numbers from element `start` on.
@@ -138,97 +165,5 @@ impl<'a> Job<'a> {
             // SAFETY: by the caller's promise.
             unsafe { self.out.write(start, values) };
         }
-    }
-
-    /// Goes on with the stages `done..done + stages` of what lies in the output, which is plain.
-    fn far(&self, done: u32, stages: u32, scale: Option<f32>) {
-        const STRIPS: usize = 8;
-        let (level, width, rows) = (self.level, 1 << done, 1 << stages);
-        // Strips begin with a cache line, except for the first.
-        let head = self.out.start().cast::<f32>().align_offset(LINE * size_of::<f32>()) % STRIP;
-        let strips = width / STRIP + 1;
-        let chunks = strips.div_ceil(STRIPS);
-        parallel::for_each(self.out.len() / (rows * width) * chunks, |index| {
-            let start = index / chunks * rows * width;
-            let first = index % chunks * STRIPS;
-            let mut memory = Vec::new();
-            let buffer = aligned(&mut memory, rows * STRIP);
-            level.run(
-                #[inline(always)]
-                || {
-                    for strip in first..strips.min(first + STRIPS) {
-                        let end = strip * STRIP + head;
-                        let range = start + end.saturating_sub(STRIP)..start + end.min(width);
-                        // SAFETY: strips are disjoint, and every row of one is in bounds.
-                        unsafe { self.strip(range, width, stages, scale, buffer) };
-                    }
-                    simd::stream_done();
-                },
-            );
-        });
-    }
-
-    /// The next `stages` of the elements `range` and what lies under them in rows of `width`.
-    ///
-    /// # Safety
-    /// The output is plain, all rows of the range are in it, and nobody else touches them meanwhile.
-    #[inline(always)]
-    unsafe fn strip(&self, range: Range<usize>, width: usize, stages: u32, scale: Option<f32>, buffer: &mut [f32]) {
-        let rows = 1 << stages;
-        // SAFETY: by the caller's promise.
-        let row = |r: usize| unsafe { self.out.part(range.start + r * width..range.end + r * width) };
-        // Each line's columns lie together: 16 KiB for 256 rows.
-        for r in 0..rows {
-            for (line, values) in row(r).chunks(LINE).enumerate() {
-                let place = (line * rows + r) * LINE;
-                buffer[place..place + values.len()].copy_from_slice(values);
-            }
-        }
-        for block in buffer.chunks_exact_mut(rows * LINE).take(range.len().div_ceil(LINE)) {
-            let (start, n) = (block.as_mut_ptr(), block.len());
-            // SAFETY: the block has 2^stages rows of LINE numbers.
-            unsafe {
-                match stages {
-                    1 => columns::<2>(start, n, LINE),
-                    2 => columns::<4>(start, n, LINE),
-                    3 => columns::<8>(start, n, LINE),
-                    _ => columns::<16>(start, n, LINE),
-                }
-                match stages {
-                    0..5 => {}
-                    5 => columns::<2>(start, n, 16 * LINE),
-                    6 => columns::<4>(start, n, 16 * LINE),
-                    7 => columns::<8>(start, n, 16 * LINE),
-                    _ => columns::<16>(start, n, 16 * LINE),
-                }
-            }
-            if let Some(scale) = scale {
-                finish(scale, block);
-            }
-        }
-        let mut values = [0.0; STRIP];
-        for r in 0..rows {
-            let row = row(r);
-            let values = &mut values[..row.len()];
-            for (line, values) in values.chunks_mut(LINE).enumerate() {
-                let place = (line * rows + r) * LINE;
-                values.copy_from_slice(&buffer[place..place + values.len()]);
-            }
-            if self.stream {
-                simd::stream_copy(self.level, bytemuck::cast_slice(values), bytemuck::cast_slice_mut(row));
-            } else {
-                row.copy_from_slice(values);
-            }
-        }
-    }
-}
-
-/// Scales, and makes every NaN the same: the sign and payload of a sum of NaNs depend on the CPU.
-#[inline(always)]
-pub(super) fn finish(scale: f32, values: &mut [f32]) {
-    for x in values {
-        let bits = (*x * scale).to_bits();
-        let nan = bits & (u32::MAX >> 1) > f32::INFINITY.to_bits();
-        *x = f32::from_bits(if nan { f32::NAN.to_bits() } else { bits });
     }
 }

@@ -1,6 +1,7 @@
 //! The randomized transform of whole arrays: a rotation of any length.
 
-use super::arrays::{Job, finish, last_axis};
+use super::arrays::{Job, last_axis};
+use super::stages::finish;
 use super::{Blocks, ROUNDS_MAX, Signs, aligned, root, rotate, rotate_back};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
@@ -71,7 +72,10 @@ impl Row {
     fn turn(&self, level: Level, inverse: bool, position: usize, block: &mut [f32]) {
         let turn = if inverse { rotate_back } else { rotate };
         turn(level, &self.signs, position as u64, block);
-        finish((1.0 / root(block.len().ilog2(), self.signs.rounds as u32)) as f32, block);
+        let scale = (1.0 / root(block.len().ilog2(), self.signs.rounds as u32)) as f32;
+        for x in block {
+            *x = finish(*x, scale);
+        }
     }
 
     /// Rotates one block of the row that starts at element `start`, and with the last block the tail.

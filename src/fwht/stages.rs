@@ -15,6 +15,9 @@ pub(super) const TILE: usize = 64;
 /// How many go through two passes before the next ones are read: 4 KiB.
 const PIECE: usize = 1 << 10;
 
+/// The rows of a pass beyond a piece. They lie in one set of a first-level cache, which has room for eight lines.
+pub(super) const RADIX: usize = 8;
+
 /// The signs to flip before the first stage: those of the positions from `start` on.
 #[derive(Clone, Copy)]
 pub(super) struct Flips {
@@ -54,15 +57,15 @@ fn flip(bits: u64, numbers: &mut [f32]) {
     }
 }
 
-/// Transforms every `2^k` numbers of `block`, after flipping signs.
+/// Transforms every `2^k` numbers of `block`, after flipping signs; the result times `scale` (see [`finish`]), if there is one.
 ///
 /// # Panics
 /// If the block is not a multiple of so many.
 #[inline(always)]
-pub(super) fn in_place(level: Level, k: u32, block: &mut [f32], flips: Option<Flips>) {
+pub(super) fn in_place(level: Level, k: u32, block: &mut [f32], flips: Option<Flips>, scale: Option<f32>) {
     assert!(block.len().is_multiple_of(1 << k), "{} numbers by 2^{k}", block.len());
     // SAFETY: all of the block is read and written, a multiple of 2^k.
-    unsafe { transform(level, k, block.as_ptr(), block.as_mut_ptr(), block.len(), flips) };
+    unsafe { transform(level, k, block.as_ptr(), block.as_mut_ptr(), block.len(), flips, scale) };
 }
 
 /// Transforms every `2^k` numbers of `from` into `to`.
@@ -70,45 +73,51 @@ pub(super) fn in_place(level: Level, k: u32, block: &mut [f32], flips: Option<Fl
 /// # Panics
 /// If the lengths differ or are not a multiple of so many.
 #[inline(always)]
-pub(super) fn out_of_place(level: Level, k: u32, from: &[f32], to: &mut [f32]) {
+pub(super) fn out_of_place(level: Level, k: u32, from: &[f32], to: &mut [f32], scale: Option<f32>) {
     assert!(from.len() == to.len() && to.len().is_multiple_of(1 << k), "{} numbers by 2^{k}", to.len());
     // SAFETY: slices do not overlap, and all of both is touched, a multiple of 2^k.
-    unsafe { transform(level, k, from.as_ptr(), to.as_mut_ptr(), to.len(), None) };
+    unsafe { transform(level, k, from.as_ptr(), to.as_mut_ptr(), to.len(), None, scale) };
 }
 
 /// # Safety
 /// `n` numbers, a multiple of `2^k`, can be read at `from` and written at `to`: the same place, or apart.
 #[inline(always)]
-unsafe fn transform(level: Level, k: u32, from: *const f32, to: *mut f32, n: usize, flips: Option<Flips>) {
+unsafe fn transform(
+    level: Level,
+    k: u32,
+    from: *const f32,
+    to: *mut f32,
+    n: usize,
+    flips: Option<Flips>,
+    scale: Option<f32>,
+) {
     let mut end = 0;
     while end < n {
         let start = end;
         end = n.min(start + PIECE);
         let len = end - start;
-        // SAFETY: `start..end` and `end - radix * stride..end` are parts of `0..n`.
+        // SAFETY: `start..end` and `end - span..end` are parts of `0..n`.
         unsafe {
             tiles(level, k.min(6), from.add(start), to.add(start), len, start / TILE, flips);
             let piece = to.add(start);
-            match k {
-                0..7 => {}
-                7 => columns::<2>(piece, len, TILE),
-                8 => columns::<4>(piece, len, TILE),
-                9 => columns::<8>(piece, len, TILE),
-                _ => columns::<16>(piece, len, TILE),
+            if k > 6 {
+                let radix = 16.min(1 << (k - 6));
+                for group in (0..len).step_by(radix * TILE) {
+                    pass(radix, piece.add(group), TILE, TILE, scale.filter(|_| k <= 10));
+                }
+            } else if let Some(scale) = scale {
+                for x in std::slice::from_raw_parts_mut(piece, len) {
+                    *x = finish(*x, scale);
+                }
             }
-            // The passes whose numbers are now all there. Sixteen rows so far apart would share one set of a cache.
+            // The passes whose numbers are now all there.
             let mut stride = PIECE;
             while stride < 1 << k {
-                let span = (8 * stride).min(1 << k);
+                let span = (RADIX * stride).min(1 << k);
                 if end % span != 0 {
                     break;
                 }
-                let first = to.add(end - span);
-                match span / stride {
-                    2 => columns::<2>(first, span, stride),
-                    4 => columns::<4>(first, span, stride),
-                    _ => columns::<8>(first, span, stride),
-                }
+                pass(span / stride, to.add(end - span), stride, stride, scale.filter(|_| span == 1 << k));
                 stride = span;
             }
         }
@@ -158,39 +167,64 @@ fn plain_tile(stages: u32, x: &mut [f32; TILE]) {
         2 => x.as_chunks_mut::<4>().0.iter_mut().for_each(butterflies),
         _ => x.as_chunks_mut::<8>().0.iter_mut().for_each(butterflies),
     }
-    let start = x.as_mut_ptr();
-    // SAFETY: 64 numbers from there on.
-    unsafe {
-        match stages {
-            0..4 => {}
-            4 => columns::<2>(start, TILE, 8),
-            5 => columns::<4>(start, TILE, 8),
-            _ => columns::<8>(start, TILE, 8),
+    if stages > 3 {
+        // SAFETY: rows of 8 numbers, 2 to 8 of them a group.
+        unsafe {
+            let radix = 1 << (stages - 3);
+            for group in (0..TILE).step_by(8 * radix) {
+                pass(radix, x.as_mut_ptr().add(group), 8, 8, None);
+            }
         }
     }
 }
 
-/// The stages of strides `stride`, ..., `R / 2 * stride` over `n` numbers, a multiple of `R * stride`. This loop becomes
-/// vector instructions as it stands, two additions a cycle at every level.
+/// The stages of strides `stride`, ..., `radix / 2 * stride` (2, 4, 8 or 16 rows) over so many columns.
 ///
 /// # Safety
-/// `n` numbers can be read and written at `start`.
+/// The columns can be read and written in rows `stride` apart from `start` on.
 #[inline(always)]
-pub(super) unsafe fn columns<const R: usize>(start: *mut f32, n: usize, stride: usize) {
-    for group in (0..n).step_by(R * stride) {
-        for column in group..group + stride {
-            let mut x = [0.0; R];
-            for (row, x) in x.iter_mut().enumerate() {
-                // SAFETY: less than `group + R * stride`.
-                *x = unsafe { start.add(column + row * stride).read() };
-            }
-            butterflies(&mut x);
-            for (row, x) in x.into_iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { start.add(column + row * stride).write(x) };
-            }
+pub(super) unsafe fn pass(radix: usize, start: *mut f32, count: usize, stride: usize, scale: Option<f32>) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        match (radix, scale) {
+            (2, None) => columns::<2>(start, count, stride, |x| x),
+            (4, None) => columns::<4>(start, count, stride, |x| x),
+            (8, None) => columns::<8>(start, count, stride, |x| x),
+            (_, None) => columns::<16>(start, count, stride, |x| x),
+            (2, Some(scale)) => columns::<2>(start, count, stride, |x| finish(x, scale)),
+            (4, Some(scale)) => columns::<4>(start, count, stride, |x| finish(x, scale)),
+            (8, Some(scale)) => columns::<8>(start, count, stride, |x| finish(x, scale)),
+            (_, Some(scale)) => columns::<16>(start, count, stride, |x| finish(x, scale)),
         }
     }
+}
+
+/// R rows. This loop becomes vector instructions as it stands, two additions a cycle at every level.
+///
+/// # Safety
+/// As for [`pass`].
+#[inline(always)]
+unsafe fn columns<const R: usize>(start: *mut f32, count: usize, stride: usize, finish: impl Fn(f32) -> f32) {
+    for column in 0..count {
+        let mut x = [0.0; R];
+        for (row, x) in x.iter_mut().enumerate() {
+            // SAFETY: a number of row `row`.
+            *x = unsafe { start.add(column + row * stride).read() };
+        }
+        butterflies(&mut x);
+        for (row, x) in x.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { start.add(column + row * stride).write(finish(x)) };
+        }
+    }
+}
+
+/// The product, and every NaN the same one: which sign and payload a sum of NaNs has depends on the CPU.
+#[inline(always)]
+pub(super) fn finish(x: f32, scale: f32) -> f32 {
+    let bits = (x * scale).to_bits();
+    let nan = bits & (u32::MAX >> 1) > f32::INFINITY.to_bits();
+    f32::from_bits(if nan { f32::NAN.to_bits() } else { bits })
 }
 
 /// All stages of R numbers.
