@@ -139,6 +139,33 @@ def test_noise(data: bytes) -> None:
         lb.describe(data)
 
 
+@pytest.mark.parametrize(
+    ("codec", "n", "at", "keep", "put"),
+    [
+        (lb.Packed("int4"), 3, 5, 0x0F, 0x10),
+        (lb.Dither(3), 5, 9, 0x7F, 0x80),
+        (lb.Dither(3, -8.0, 8.0), 5, 2, 0x7F, 0x80),
+        (lb.OneBit("dither", -8.0, 8.0), 3, 1, 0x07, 0x08),
+        (lb.OneBit("dither", -8.0, 8.0), 3, 0, 0x00, 0x02),
+        (lb.Sign(), 3, 4, 0x07, 0x08),
+        (lb.Sign(), 3, 5, 0x00, 0x01),
+        (lb.TernGrad(), 3, 4, 0x00, 27),  # a fourth trit
+        (lb.TernGrad(), 5, 4, 0x00, 243),  # no five trits
+        (lb.Qsgd(5), 3, 5, 0x0F, 0x10),
+        (lb.Qsgd(5), 3, 4, 0xF0, 0x0B),  # 11 of 0 to 10
+        (lb.Eden(1.1), 100, 7, 0x03, 0x04),  # 13 numbers of 2 bits
+        (lb.Eden(1.1), 100, 22, 0x07, 0x08),  # 115 of 1
+    ],
+    ids=str,
+)
+def test_what_no_encoder_writes(codec: Any, n: int, at: int, keep: int, put: int) -> None:
+    """Bits that no code uses, codes that stand for nothing."""
+    data = bytearray(lb.encode(normal(n), codec, key=KEY))
+    at += header_length(data)
+    data[at] = data[at] & keep | put
+    refused(sealed(data))
+
+
 def test_payloads_of_noise() -> None:
     """Codes, counts, positions, frequencies and coded bytes that nobody wrote."""
     rng = np.random.default_rng(5)

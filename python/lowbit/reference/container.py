@@ -130,11 +130,11 @@ def read(data: bytes) -> Message:
     """
     if len(data) < FIXED.size:
         raise ValueError("shorter than a header")
-    magic, major, minor, kind, codec, flags, elements, rest, key_id, sender, dims, size, length, zero = FIXED.unpack(
+    magic, major, _, kind, codec, flags, elements, rest, key_id, sender, dims, size, length, zero = FIXED.unpack(
         data[: FIXED.size]
     )
-    if (magic, major, kind, zero) != (MAGIC, 1, KIND, 0) or flags > (NOT_FINITE | MAPPING) or minor > 0:
-        raise ValueError("not a message of version 1.0")
+    if (magic, major, kind, zero) != (MAGIC, 1, KIND, 0) or flags > (NOT_FINITE | MAPPING):
+        raise ValueError("not a message of version 1")
     if length < FIXED.size or length + rest != len(data):
         raise ValueError("the lengths are not those of the bytes")
     head = Reader(opened(data[:length], "header"))
