@@ -7,7 +7,6 @@ Errors of rotated vectors hardly depend on the length from a few thousand on.
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from machine import watched
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -236,7 +236,7 @@ SPEED = """
 ## Speed
 
 ns per number on one thread: {numbers:,} numbers, medians of {runs}; {machine}, CPU level {level}; copying the array
-takes {copy:.2f}. `decode_mean` is for each of 16 messages. {load}
+takes {copy:.2f}. `decode_mean` is for each of 16 messages. {others}
 
 | codec | encode | decode | decode_mean |
 |---|---|---|---|
@@ -261,16 +261,14 @@ def report(results: dict[str, dict[lb.Codec, Measured]], seconds: float) -> str:
 
 def report_speed() -> str:
     """Time the codecs and write what came out."""
-    before = os.getloadavg()[0]
-    copy, times = speed()
-    after = os.getloadavg()[0]
+    (copy, times), others = watched(speed)
     text = SPEED.format(
         numbers=SPEED_NUMBERS,
         runs=SPEED_RUNS,
         machine=platform.machine(),
         level=_core.cpu_level(),
         copy=copy,
-        load=f"Load average of the {os.cpu_count()} cores: {before:.1f} before, {after:.1f} after.",
+        others=others,
     )
     for codec, (encode, decode, mean) in times.items():
         text += f"| `{short(codec)}` | {encode:.2f} | {decode:.2f} | {mean:.2f} |\n"
