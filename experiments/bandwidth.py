@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from machine import watched
 
 import lowbit as lb
 from lowbit import _core
@@ -226,8 +227,7 @@ gradient hook that overlaps them gains for both sides, and more for whoever comp
 
 ## What the kernels need
 
-ns per number on one core of {cpus} ({machine}, CPU level {level}; load average {load:.1f} before, {after:.1f} after).
-`decode_mean` is for each message.
+ns per number on one core ({machine}, CPU level {level}). `decode_mean` is for each message. {others}
 
 | codec | encode | decode | decode_mean |
 |---|---|---|---|
@@ -287,14 +287,14 @@ def wrapped(text: str) -> str:
     )
 
 
-def page(speeds: dict[lb.Codec, Speed], scaling: Speed, threads: int, loads: tuple[float, float]) -> str:
+def page(speeds: dict[lb.Codec, Speed], scaling: Speed, threads: int, others: str) -> str:
     """Write the page."""
     ways, cores = schemes(speeds), 16
     by_name = {way.name: way for way in ways}
     one, bf16, collected = by_name["1 bit, two phases"], by_name["bf16 all-reduce"], by_name["1 bit, all-gather"]
     text = PAGE.format(
         numbers=NUMBERS, threads=threads, encode=scaling.encode, decode=scaling.decode, machine=platform.machine(),
-        level=_core.cpu_level(), cpus=os.cpu_count(), load=loads[0], after=loads[1],
+        level=_core.cpu_level(), others=others,
     )  # fmt: skip
     for codec, speed in speeds.items():
         cells = [f"{1e9 * each:.2f}" for each in (speed.encode, speed.decode, speed.mean)]
@@ -405,10 +405,10 @@ def draw(speeds: dict[lb.Codec, Speed]) -> None:
 
 def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    threads, before = os.cpu_count() or 1, os.getloadavg()[0]
-    speeds, together = measure(1), measure(threads)
+    threads = os.cpu_count() or 1
+    (speeds, together), others = watched(lambda: (measure(1), measure(threads)))
     scaling = Speed(speeds[ONE].encode / together[ONE].encode, speeds[ONE].decode / together[ONE].decode, math.nan)
-    (RESULTS / "bandwidth.md").write_text(page(speeds, scaling, threads, (before, os.getloadavg()[0])))
+    (RESULTS / "bandwidth.md").write_text(page(speeds, scaling, threads, others))
     draw(speeds)
     print(RESULTS / "bandwidth.md")
 

@@ -6,6 +6,8 @@ import copy
 import dataclasses
 import math
 import pickle
+import random
+import struct
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit import _core, _expected
+from lowbit import _core, _describe, _expected
 from support import assert_same
 
 FIXED = [
@@ -547,6 +549,52 @@ def test_describe_tells_what_is_not_finite_and_what_is_empty() -> None:
     assert lb.describe(lb.encode({}, lb.Sign())).arrays == ()
     with pytest.raises(lb.DecodeError):
         lb.describe(b"")
+
+
+def parameters(rng: random.Random) -> tuple[int, bytes]:
+    """Bytes that are nearly those of some codec."""
+
+    def byte(*likely: int) -> int:
+        return rng.choice((*likely, rng.randrange(256)))
+
+    def real() -> float:
+        return rng.choice(
+            [0.0, 1.0, -1.0, 0.5, math.nan, math.inf, 2.0**-149, 2.0**-126, 3.4e38, -3.4e38, 8.5e37, 1e-38]
+        )
+
+    kind = rng.randrange(1, 12)
+    size = rng.choice([0, 1, 32, 2**32 - 1])
+    bits = rng.choice([0.05, 0.0499999, 8.0, 8.0000001, math.nan, 0.1, 2.5, 3.0])
+    step = _core.entropy_step(bits) if 0.05 <= bits <= 8 and rng.random() < 0.7 else 0.0
+    likely = {
+        1: b"",
+        2: struct.pack("<BI", byte(0, 1), size) + rng.choice([b"int4", b"radix4", b"int5", b"", b"\xff"]),
+        3: struct.pack("<BBff", byte(1, 2, 8, 0, 9), byte(0, 1), real(), real()),
+        4: struct.pack("<BBff", byte(*range(7)), byte(255, 0, 1, 2, 3, 16, 17), real(), real()),
+        5: bytes([byte(0, 1, 2)]),
+        6: b"",
+        7: struct.pack("<H", rng.choice([0, 1, 5, 32767, 32768, 65535])),
+        8: struct.pack("<dBBBf", bits, byte(0, 1, 2, 3), byte(1, 2, 8, 0, 9), byte(0, 1, 2), step),
+        9: bytes([byte(1, 2, 8, 0, 9)]),
+        10: bytes([byte(0, 1, 4, 5), byte(1, 2, 8, 0, 9)]),
+        11: bytes([byte(0, 1, 8, 9), byte(1, 2, 8, 0, 9)]),
+    }[kind]
+    return kind, rng.choice([likely] * 20 + [likely[:-1], likely + b"\0"])
+
+
+def test_records_and_the_core_accept_the_same() -> None:
+    rng, accepted = random.Random(1), set()
+    for _ in range(5000):
+        kind, data = parameters(rng)
+        try:
+            needs_key = _core.codec_check((kind, data))
+        except lb.Error:
+            continue
+        codec = _describe._CODECS[kind]._read(data)
+        assert codec._wire() == (kind, data)
+        assert (codec._noise == "shared") == needs_key
+        accepted.add(kind)
+    assert accepted == set(range(1, 12))
 
 
 # Summable
