@@ -116,7 +116,7 @@ impl Table {
         // A symbol of frequency 0 begins where the next one does, so the last to begin at or before the slot has it.
         let symbol = self.symbols.partition_point(|symbol| symbol.first <= slot).saturating_sub(1);
         let Symbol { frequency, first, .. } = self.symbols.get(symbol).copied().unwrap_or_default();
-        (symbol as u64) << 32 | u64::from(frequency << 16 | slot - first)
+        (symbol as u64) << 32 | u64::from(frequency << 16 | (slot - first))
     }
 }
 
