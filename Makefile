@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test cargo-test pytest check fmt lint types doc bench experiments golden tables clean
+.PHONY: help demo test cargo-test pytest check fmt lint types doc bench experiments fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,11 +56,13 @@ check: fmt lint types doc test  ## run the full gate: format, lint, types, docs,
 
 fmt: $(VENV)/.extra-lint
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	$(BIN)/ruff format --check .
 
 lint: $(VENV)/.extra-lint
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features python -- -D warnings
+	cargo clippy --quiet --manifest-path fuzz/Cargo.toml -- -D warnings
 	$(BIN)/ruff check .
 
 types: $(VENV)/.extra-lint
@@ -85,3 +87,19 @@ bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (whe
 experiments: $(VENV)/.extra-experiments  ## measure errors of means and when messages pay: docs/results (five minutes)
 	$(BIN)/python experiments/mean_estimation.py
 	$(BIN)/python experiments/bandwidth.py
+
+# Half of the time for each target. Coverage counters are the target's alone (--target), not those of build scripts.
+FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
+FUZZ = RUSTFLAGS="$(FUZZ_FLAGS)" cargo run --quiet --release --manifest-path fuzz/Cargo.toml \
+       --target "$$(rustc -vV | sed -n 's/^host: //p')" --
+SECONDS = 60
+SEED    = 1
+
+fuzz:  ## decode damaged and forged messages for a minute (SECONDS=600 SEED=2: longer, others; FILE=...: one input)
+ifdef FILE
+	$(FUZZ) header $(FILE)
+	$(FUZZ) payload $(FILE)
+else
+	$(FUZZ) header $$(( $(SECONDS) / 2 )) $(SEED)
+	$(FUZZ) payload $$(( $(SECONDS) / 2 )) $(SEED)
+endif

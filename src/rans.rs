@@ -26,6 +26,10 @@ const LEAST: u32 = 1 << 16;
 /// Symbol `i` belongs to state `i % STATES`.
 const STATES: usize = 4;
 
+/// To decode fewer symbols, searching is faster than to make [`Table::with_slots`]; and a message of many small arrays,
+/// each with a table of its own, does not take memory that it never paid for.
+pub const MANY: usize = TOTAL as usize / 2;
+
 /// Bytes of a block of no symbols: the states.
 pub const STATES_LEN: usize = 4 * STATES;
 
@@ -71,6 +75,7 @@ struct Symbol {
 pub struct Table {
     symbols: Vec<Symbol>,
     /// The symbol whose slot it is, and of it what the decoder needs: symbol << 32 | frequency << 16 | slot - first.
+    /// Empty if it was not asked for.
     slots: Vec<u64>,
 }
 
@@ -85,14 +90,33 @@ impl Table {
             return Err(Error::decode(format!("{} symbols are more than 65536", frequencies.len())));
         }
         let mut symbols = Vec::with_capacity(frequencies.len());
-        let mut slots = Vec::with_capacity(TOTAL as usize);
-        for (symbol, &f) in (0..).zip(frequencies) {
-            let first = slots.len() as u32;
-            slots.extend((0..u64::from(f)).map(|offset: u64| symbol << 32 | u64::from(f) << 16 | offset));
+        let mut first = 0;
+        for &f in frequencies {
             let reciprocal = if f == 0 { 0 } else { (1_u64 << 63).div_ceil(u64::from(f)) };
             symbols.push(Symbol { reciprocal, frequency: u32::from(f), first });
+            first += u32::from(f);
         }
-        Ok(Table { symbols, slots })
+        Ok(Table { symbols, slots: Vec::new() })
+    }
+
+    /// The same table, of which a decoder finds a symbol with one look: 128 KiB, worth their making from [`MANY`] symbols on.
+    #[must_use]
+    pub fn with_slots(mut self) -> Table {
+        self.slots.reserve_exact(TOTAL as usize);
+        for (symbol, &Symbol { frequency, .. }) in (0..).zip(&self.symbols) {
+            let slot = |offset: u32| symbol << 32 | u64::from(frequency << 16 | offset);
+            self.slots.extend((0..frequency).map(slot));
+        }
+        self
+    }
+
+    /// What [`Table::with_slots`] would look up, searched for.
+    #[inline(always)]
+    fn search(&self, slot: u32) -> u64 {
+        // A symbol of frequency 0 begins where the next one does, so the last to begin at or before the slot has it.
+        let symbol = self.symbols.partition_point(|symbol| symbol.first <= slot).saturating_sub(1);
+        let Symbol { frequency, first, .. } = self.symbols.get(symbol).copied().unwrap_or_default();
+        (symbol as u64) << 32 | u64::from(frequency << 16 | (slot - first))
     }
 }
 
@@ -145,6 +169,15 @@ pub fn encode(symbols: &[u16], table: &Table, out: &mut Vec<u8>) -> Result<()> {
 
 /// Decodes a block of `symbols.len()` symbols, which must be all of `bytes`.
 pub fn decode(bytes: &[u8], table: &Table, symbols: &mut [u16]) -> Result<()> {
+    match <&[u64; TOTAL as usize]>::try_from(table.slots.as_slice()) {
+        Ok(slots) => decode_by(bytes, symbols, |slot| slots[slot as usize]),
+        Err(_) => decode_by(bytes, symbols, |slot| table.search(slot)),
+    }
+}
+
+/// Decodes with what finds a slot's symbol.
+#[inline(always)]
+fn decode_by(bytes: &[u8], symbols: &mut [u16], find: impl Fn(u32) -> u64) -> Result<()> {
     let damaged = || Error::decode("an entropy-coded block is damaged");
     let (states, words) = bytes.split_first_chunk::<STATES_LEN>().ok_or_else(damaged)?;
     let (words, odd) = words.as_chunks::<2>();
@@ -152,13 +185,12 @@ pub fn decode(bytes: &[u8], table: &Table, symbols: &mut [u16]) -> Result<()> {
     for (x, state) in x.iter_mut().zip(states.as_chunks::<4>().0) {
         *x = u32::from_le_bytes(*state);
     }
-    let slots: &[u64; TOTAL as usize] = table.slots.as_slice().try_into().map_err(|_| damaged())?;
     if !odd.is_empty() || words.len() > symbols.len() || x.iter().any(|&x| x < LEAST) {
         return Err(damaged());
     }
     let mut next = 0;
     let mut take = |x: &mut u32| {
-        let slot = slots[(*x % TOTAL) as usize];
+        let slot = find(*x % TOTAL);
         let (symbol, frequency, offset) = ((slot >> 32) as u16, (slot as u32) >> 16, slot as u32 & 0xffff);
         // From a state of 2^16 or more at least 4, and after one word again 2^16 or more; never 2^32 or more.
         let lower = frequency * (*x >> BITS) + offset;
@@ -217,8 +249,11 @@ mod tests {
     }
 
     fn decoded(bytes: &[u8], table: &Table, n: usize) -> Result<Vec<u16>> {
-        let mut symbols = vec![0; n];
-        decode(bytes, table, &mut symbols).map(|()| symbols)
+        let (mut symbols, mut again) = (vec![0; n], vec![0; n]);
+        let result = decode(bytes, table, &mut symbols);
+        assert_eq!(decode(bytes, &table.clone().with_slots(), &mut again), result, "searched and looked up");
+        assert_eq!(symbols, again, "searched and looked up");
+        result.map(|()| symbols)
     }
 
     /// The definition, with a division.

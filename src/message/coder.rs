@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::cursor::Cursor;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
-use crate::fwht::Blocks;
+use crate::fwht::{BLOCK_MAX, Blocks};
 use crate::parallel::{self, Shared};
 use crate::stream::{Key, Purpose, Stream};
 use crate::view::View;
@@ -70,9 +70,9 @@ pub(super) trait Opened: Send + Sync {
     /// Writes the numbers of one piece; if the rotation is shared, before it is undone.
     fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()>;
 
-    /// Adds `weight` times the numbers of one piece to a sum.
+    /// Adds `weight` times the numbers of one piece to a sum, which may leave its padding out.
     fn add(&self, level: Level, piece: usize, sum: &mut [f32], weight: f32) -> Result<()> {
-        with_buffer(sum.len(), |numbers| {
+        with_buffer(self.pieces().range(piece).len(), |numbers| {
             self.decode(level, piece, numbers)?;
             level.run(
                 #[inline(always)]
@@ -90,6 +90,12 @@ pub(super) trait Opened: Send + Sync {
     /// Finds whether decoding any piece will fail, for whoever must not stop half way.
     fn verify(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// How many numbers a sum of such arrays has: with padding only where the padding is needed to undo a rotation that
+    /// all share, for padding is memory that no byte of a message pays for.
+    fn summed(&self) -> usize {
+        self.pieces().numbers()
     }
 
     /// Undoes the rotation of a piece that all senders share. Whoever sums messages calls it once, on the sum.
@@ -128,14 +134,6 @@ impl Pieces {
         }
     }
 
-    /// All places, padding included.
-    pub fn total(&self) -> usize {
-        match self {
-            Pieces::Whole(n) | Pieces::Chunks(n) => *n,
-            Pieces::Blocks(blocks, _) => blocks.total(),
-        }
-    }
-
     /// The numbers without padding.
     pub fn numbers(&self) -> usize {
         match self {
@@ -158,10 +156,22 @@ pub(super) fn with_buffer<R>(count: usize, work: impl FnOnce(&mut [f32]) -> R) -
         buffer.resize(count, 0.0);
     }
     let result = work(&mut buffer[..count]);
-    let mut spare = SPARE.take();
-    spare.push(buffer);
-    SPARE.set(spare);
+    // A buffer for a whole array would stay for as long as the thread.
+    if buffer.len() <= BLOCK_MAX {
+        let mut spare = SPARE.take();
+        spare.push(buffer);
+        SPARE.set(spare);
+    }
     result
+}
+
+#[cfg(test)]
+#[test]
+fn only_buffers_for_blocks_outlive_a_call() {
+    let len = |count| with_buffer(count, |buffer| buffer.len());
+    assert_eq!((len(BLOCK_MAX), len(4 * BLOCK_MAX)), (BLOCK_MAX, 4 * BLOCK_MAX));
+    let spare = SPARE.take();
+    assert!(spare.iter().all(|buffer| buffer.len() <= BLOCK_MAX), "a thread keeps what an array needed");
 }
 
 /// Appends `count` zero bytes and gives them to be written.

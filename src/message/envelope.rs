@@ -276,7 +276,11 @@ impl<'a> Message<'a> {
             let state = if elements == 0 {
                 State::Empty
             } else if entry.exact {
-                State::Exact(payload.take(elements * entry.dtype.size)?)
+                let bytes = payload.take(elements * entry.dtype.size)?;
+                if entry.dtype.name == "bool" && bytes.iter().any(|byte| *byte > 1) {
+                    return Err(Error::decode(format!("{:?} holds a bool that is neither 0 nor 1", entry.name)));
+                }
+                State::Exact(bytes)
             } else {
                 let noise = if self.mapping { noise.of_array(index) } else { noise };
                 State::Coded(self.codec.coder.open(&entry.shape, noise, &mut payload).map_err(as_decode)?)
@@ -426,7 +430,7 @@ impl Array<'_> {
     /// A sum of nothing.
     pub fn no_sum(&self) -> Sum {
         match &self.state {
-            State::Coded(array) => Sum::Coded(vec![mean::NOTHING; array.pieces().total()]),
+            State::Coded(array) => Sum::Coded(vec![mean::NOTHING; array.summed()]),
             State::Empty => Sum::Exact(Vec::new()),
             State::Exact(bytes) => Sum::Exact(vec![f64::from(mean::NOTHING); bytes.len() / self.dtype.size]),
         }

@@ -81,8 +81,9 @@ impl Header {
         if dims > MAX_DIMS {
             return Err(Error::decode(format!("{dims} dimensions are more than {MAX_DIMS}")));
         }
-        let used = FIXED + 8 * dims + parameters;
-        if length != (used + CRC).next_multiple_of(ALIGN) {
+        // Without wrapping, where a length has 32 bits.
+        let used = (FIXED + 8 * dims).saturating_add(parameters);
+        if used.checked_add(CRC).and_then(|used| used.checked_next_multiple_of(ALIGN)) != Some(length) {
             return Err(Error::decode("the header's lengths contradict each other"));
         }
         let header = data.get(..length).ok_or_else(|| truncated("the header", length, data.len()))?;

@@ -74,14 +74,15 @@ pub(super) fn mean(arrays: &[(&dyn Opened, f32)], total: f64, out: &mut [f32]) -
     })
 }
 
-/// Adds one array to a sum of its padded length, before the rotation that all share is undone.
+/// Adds one array to a sum of [`Opened::summed`] numbers, before the rotation that all share is undone.
 pub(super) fn add(array: &dyn Opened, weight: f32, sum: &mut [f32]) -> Result<()> {
     let (level, pieces, first_bad) = (Level::current(), array.pieces(), FirstError::default());
     let sum = Shared::new(sum);
     parallel::for_each(pieces.len(), |piece| {
+        let range = pieces.range(piece);
         // SAFETY: pieces are disjoint, and `sum` is borrowed until `for_each` returns.
-        let sum = unsafe { sum.part(pieces.range(piece)) };
-        first_bad.note(piece, array.add(level, piece, sum, weight));
+        let part = unsafe { sum.part(range.start..range.end.min(sum.len())) };
+        first_bad.note(piece, array.add(level, piece, part, weight));
     });
     first_bad.into_result()
 }
@@ -90,7 +91,8 @@ pub(super) fn add(array: &dyn Opened, weight: f32, sum: &mut [f32]) -> Result<()
 pub(super) fn finish(array: &dyn Opened, sum: &[f32], total: f64, out: &mut [f32]) -> Result<()> {
     let (level, pieces, reciprocal) = (Level::current(), array.pieces(), reciprocal(total));
     each_piece(&pieces, out, |piece, out| {
-        out.copy_from_slice(&sum[pieces.range(piece)]);
+        let start = pieces.range(piece).start;
+        out.iter_mut().zip(&sum[start..]).for_each(|(out, sum)| *out = *sum);
         multiply(level, out, reciprocal);
         array.finish(level, piece, out);
         Ok(())

@@ -19,6 +19,9 @@ mod rotated;
 mod sign;
 pub mod sum;
 mod tables;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+mod tests;
 
 pub use coder::Noise;
 pub use rotated::summable::Summable;

@@ -83,7 +83,8 @@ impl Map {
                 continue;
             }
             let block = match grouping {
-                Grouping::Blocks { axis, size } if axis == d => size,
+                // No longer than the row, so that the products below cannot overflow.
+                Grouping::Blocks { axis, size } if axis == d => size.min(length),
                 _ => 1,
             };
             let stride = if block >= length { 0 } else { stride };
@@ -177,6 +178,19 @@ impl Map {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_of_any_size_holds_no_more_than_its_row() {
+        // One scale for all of the first two dimensions, whatever the block, and one for each of the last.
+        for size in [4, 5, 1 << 62, 1 << 63, usize::MAX] {
+            let map = Map::new(&[4, 2, 3], Grouping::Blocks { axis: 0, size }, &[0, 0, 1]);
+            let mut found = vec![usize::MAX; 24];
+            map.runs(0..24, |position, index, step, count| {
+                (0..count).for_each(|i| found[position + i] = index + i * step);
+            });
+            assert_eq!(found, (0..24).map(|i| i % 3).collect::<Vec<_>>(), "blocks of {size}");
+        }
+    }
 
     #[test]
     fn every_element_finds_the_scale_its_index_says() {

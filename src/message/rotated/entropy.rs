@@ -13,7 +13,7 @@ use super::{Block, NAN, Owner, Rotated, Rotation, check_rounds, float_at, take_s
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
-use crate::rans::{self, STATES_LEN, Table};
+use crate::rans::{self, MANY, STATES_LEN, Table};
 use crate::scale::{PIECE, sum_of_products};
 use crate::view::View;
 
@@ -152,6 +152,7 @@ impl Coder for EntropyCoded {
             return Err(Error::decode("the grid's integers leave 16 bits"));
         }
         let table = if count == 0 { None } else { Some(Table::new(&frequencies)?) };
+        let table = if n < MANY { table } else { table.map(Table::with_slots) };
         let values = (0..i32::from(count)).map(|symbol| (i32::from(lowest) + symbol) as f32 * self.step).collect();
         let mut starts = Vec::with_capacity(blocks.len() + 1);
         let mut total = 0_usize;
@@ -162,7 +163,7 @@ impl Coder for EntropyCoded {
                 return Err(Error::decode(format!("block {index} has {length} bytes, which its scale contradicts")));
             }
             starts.push(total);
-            total += length;
+            total = total.checked_add(length).ok_or_else(|| Error::decode("more bytes than can be"))?;
         }
         starts.push(total);
         let bytes = payload.take(total)?;

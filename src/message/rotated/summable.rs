@@ -296,6 +296,10 @@ impl Opened for Sent<'_> {
         Ok(())
     }
 
+    fn summed(&self) -> usize {
+        self.rotation.blocks.total()
+    }
+
     fn finish(&self, level: Level, piece: usize, out: &mut [f32]) {
         self.rotation.levelled_back(level, piece, out);
     }
