@@ -56,7 +56,7 @@ pub(super) fn last_axis(x: &View, out: &ViewMut) -> Result<usize> {
 
 /// A transform from one array into another.
 pub(super) struct Job<'a> {
-    pub x: &'a View<'a>,
+    x: &'a View<'a>,
     out: &'a ViewMut<'a>,
     pub level: Level,
     /// The input is the output's memory.
@@ -151,19 +151,39 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Reads elements `start..start + values.len()`.
+    ///
+    /// # Safety
+    /// Nobody writes them meanwhile.
+    #[inline(always)]
+    pub unsafe fn load(&self, start: usize, values: &mut [f32]) {
+        let range = start..start + values.len();
+        if !self.x.is_plain() {
+            self.x.copy(range, values);
+        } else if self.in_place {
+            // SAFETY: what is plain as x is as out; the rest by the caller's promise.
+            values.copy_from_slice(unsafe { self.out.part(range) });
+        } else {
+            values.copy_from_slice(self.x.read(range, &mut []));
+        }
+    }
+
     /// Writes numbers from element `start` on.
     ///
     /// # Safety
     /// They are in bounds, and nobody else touches them meanwhile.
     #[inline(always)]
     pub unsafe fn put(&self, start: usize, values: &[f32]) {
+        if !self.out.is_plain() {
+            // SAFETY: by the caller's promise.
+            return unsafe { self.out.write(start, values) };
+        }
+        // SAFETY: plain; the rest by the caller's promise.
+        let part = unsafe { self.out.part(start..start + values.len()) };
         if self.stream {
-            // SAFETY: plain; the rest by the caller's promise.
-            let part = unsafe { self.out.part(start..start + values.len()) };
             simd::stream_copy(self.level, bytemuck::cast_slice(values), bytemuck::cast_slice_mut(part));
         } else {
-            // SAFETY: by the caller's promise.
-            unsafe { self.out.write(start, values) };
+            part.copy_from_slice(values);
         }
     }
 }

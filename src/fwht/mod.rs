@@ -1,6 +1,6 @@
 //! The fast Walsh-Hadamard transform, and the randomized rotation that is made of it.
 //!
-//! The order of additions is part of the contract (DESIGN section 2): butterflies `(a, b) -> (a + b, a - b)` of elements
+//! The order of additions is part of the contract: butterflies `(a, b) -> (a + b, a - b)` of elements
 //! 1, 2, 4, ... apart, every sum one float32 rounding. Which butterfly is computed when is free, so the passes below may
 //! follow the caches and the vector width without changing a bit.
 

@@ -31,7 +31,8 @@ pub fn randomized_hadamard_transform(x: &View, key: Key, rounds: u32, inverse: b
     let row = Row::new(d, Signs::new(key, rounds));
     let items = x.len() / d * row.blocks.len();
     let longest = row.blocks.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
-    let chunk = ((1 << 14) / longest).max(1);
+    // One buffer for up to four long blocks.
+    let chunk = ((1 << 14) / longest).max((items / 64).min(4)).max(1);
     parallel::for_each(items.div_ceil(chunk), |index| {
         let mut memory = Vec::new();
         let buffer = aligned(&mut memory, longest + LEAST);
@@ -88,31 +89,30 @@ impl Row {
         let (y, rest) = buffer.split_at_mut(range.len());
         let z = &mut rest[..if block + 1 == self.blocks.len() { self.tail } else { 0 }];
         let (own, place) = (range.len() - self.overlap, start + range.start);
-        if z.is_empty() {
-            job.x.copy(place..place + y.len(), y);
-            self.turn(job.level, inverse, range.start, y);
-            // SAFETY: by the caller's promise; x is read no more where it is the same memory.
-            return unsafe { job.put(place, y) };
-        }
-        // The tail's signs follow those of the blocks.
-        if inverse {
-            job.x.copy(place + own..place + own + z.len(), z);
-            self.turn(job.level, inverse, range.end, z);
-            job.x.copy(place..place + own, y);
-            y[own..].copy_from_slice(&z[..self.overlap]);
-            self.turn(job.level, inverse, range.start, y);
-        } else {
-            job.x.copy(place..place + y.len(), y);
-            self.turn(job.level, inverse, range.start, y);
-            z[..self.overlap].copy_from_slice(&y[own..]);
-            job.x.copy(place + y.len()..place + own + z.len(), &mut z[self.overlap..]);
-            self.turn(job.level, inverse, range.end, z);
-            y[own..].copy_from_slice(&z[..self.overlap]);
-        }
-        // SAFETY: as above.
+        // SAFETY: by the caller's promise; x is read no more after the first `put`.
         unsafe {
+            if z.is_empty() {
+                job.load(place, y);
+                self.turn(job.level, inverse, range.start, y);
+            } else if inverse {
+                job.load(place + own, z);
+                self.turn(job.level, inverse, range.end, z);
+                job.load(place, &mut y[..own]);
+                y[own..].copy_from_slice(&z[..self.overlap]);
+                self.turn(job.level, inverse, range.start, y);
+            } else {
+                job.load(place, y);
+                self.turn(job.level, inverse, range.start, y);
+                z[..self.overlap].copy_from_slice(&y[own..]);
+                job.load(place + y.len(), &mut z[self.overlap..]);
+                // The tail's signs follow those of the blocks.
+                self.turn(job.level, inverse, range.end, z);
+                y[own..].copy_from_slice(&z[..self.overlap]);
+            }
             job.put(place, y);
-            job.put(place + y.len(), &z[self.overlap..]);
+            if let Some(rest) = z.get(self.overlap..).filter(|rest| !rest.is_empty()) {
+                job.put(place + y.len(), rest);
+            }
         }
     }
 }

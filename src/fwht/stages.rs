@@ -57,15 +57,16 @@ fn flip(bits: u64, numbers: &mut [f32]) {
     }
 }
 
-/// Transforms every `2^k` numbers of `block`, after flipping signs; the result times `scale` (see [`finish`]), if there is one.
+/// Flips signs, transforms every `2^k` numbers of `block` and, where there is a `scale`, [`finish`]es them.
 ///
 /// # Panics
 /// If the block is not a multiple of so many.
 #[inline(always)]
 pub(super) fn in_place(level: Level, k: u32, block: &mut [f32], flips: Option<Flips>, scale: Option<f32>) {
     assert!(block.len().is_multiple_of(1 << k), "{} numbers by 2^{k}", block.len());
+    let start = block.as_mut_ptr();
     // SAFETY: all of the block is read and written, a multiple of 2^k.
-    unsafe { transform(level, k, block.as_ptr(), block.as_mut_ptr(), block.len(), flips, scale) };
+    unsafe { transform(level, k, start, start, block.len(), flips, scale) };
 }
 
 /// Transforms every `2^k` numbers of `from` into `to`.
