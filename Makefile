@@ -90,7 +90,7 @@ experiments: $(VENV)/.extra-experiments  ## measure errors of means and when mes
 
 # Half of the time for each target. Coverage counters are the target's alone (--target), not those of build scripts.
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
-FUZZ = RUSTFLAGS="$(FUZZ_FLAGS)" cargo run --quiet --release --manifest-path fuzz/Cargo.toml \
+FUZZ = RUSTFLAGS="$(FUZZ_FLAGS)" cargo run --quiet --release --locked --manifest-path fuzz/Cargo.toml \
        --target "$$(rustc -vV | sed -n 's/^host: //p')" --
 SECONDS = 60
 SEED    = 1

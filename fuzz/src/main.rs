@@ -75,8 +75,9 @@ fn fuzz(name: &str, mut target: Target, time: Duration, seed: u64) -> std::io::R
     let speed = executions as f64 / start.elapsed().as_secs_f64();
     let target::Worst { used, allowed, length } = target.worst;
     println!(
-        "{name}: {executions} inputs, {speed:.0} a second, from {seeds} files, {} kept; code reached {at_first} -> {reached} \
+        "{name}: {executions} inputs, {speed:.0} a second, {} sound, from {seeds} files, {} kept; code reached {at_first} -> {reached} \
          of {places} places; most memory {used} of {allowed} bytes allowed, for a message of {length}",
+        target.sound,
         inputs.len() - seeds,
     );
     Ok(())

@@ -41,6 +41,8 @@ pub struct Worst {
 /// A target: an input goes in, and nothing happens.
 pub struct Target {
     decodes: bool,
+    /// How many inputs were sound.
+    pub sound: u64,
     pub worst: Worst,
 }
 
@@ -51,7 +53,7 @@ impl Target {
             "payload" => true,
             _ => return None,
         };
-        Some(Target { decodes, worst: Worst::default() })
+        Some(Target { decodes, sound: 0, worst: Worst::default() })
     }
 
     /// Decodes an input as far as it goes. `peer` is a sound message from another sender.
@@ -95,6 +97,7 @@ impl Target {
         let opened =
             self.within(data, FOR_EACH_NUMBER * allowed, || message.open(Some(key())).map(|arrays| arrays.len()));
         if let Some(arrays) = decoded(opened) {
+            self.sound += 1;
             assert_eq!(arrays, message.entries.len(), "one array for each entry");
         }
         if message.codec.needs_key() {
@@ -110,6 +113,7 @@ impl Target {
         let opened = self.within(data, FOR_EACH_NUMBER * elements, || message.open(Some(key())));
         let arrays = decoded(opened);
         let numbers = arrays.and_then(|arrays| self.numbers(data, &message, &arrays));
+        self.sound += u64::from(numbers.is_some());
         self.means(data, &message, numbers.as_deref());
         join(data, peer, numbers.is_some());
     }
@@ -197,6 +201,7 @@ impl Target {
             )
         })
         .expect("what was read can be dequantized");
+        self.sound += 1;
     }
 }
 

@@ -1,8 +1,8 @@
 //! Damage of every kind to small messages of every codec: an error or numbers, never a panic. `fuzz/` does the same at random.
 
 use super::codec::Codec;
-use super::envelope::{DTYPES, Data, Dtype, Entry, Message, Sum, Target, encode};
-use super::sum::Mean;
+use super::envelope::{DTYPES, Data, Dtype, Entry, Message, Sum, Target, encode, mean_of};
+use super::sum::{Mean, Round};
 use super::*;
 use crate::error::{Error, Result};
 use crate::stream::{Key, random_bits};
@@ -45,13 +45,17 @@ fn numbers(n: usize) -> Vec<f32> {
     words.iter().map(|word| *word as i32 as f32 / 2_147_483_648.0).collect()
 }
 
-fn noise() -> Noise {
-    Noise { key: Some(KEY), sender: 5 }
+fn noise(sender: u64) -> Noise {
+    Noise { key: Some(KEY), sender }
 }
 
 fn single(codec: &Codec, n: usize) -> Vec<u8> {
+    single_from(codec, n, 5)
+}
+
+fn single_from(codec: &Codec, n: usize, sender: u64) -> Vec<u8> {
     let entry = Entry { name: String::new(), shape: vec![n], dtype: DTYPES[2], exact: false };
-    encode(codec, &[(entry, Data::Coded(View::from_slice(&numbers(n))))], false, noise()).unwrap()
+    encode(codec, &[(entry, Data::Coded(View::from_slice(&numbers(n))))], false, noise(sender)).unwrap()
 }
 
 fn mapping(codec: &Codec, n: usize, dtype: &str, exact: &[u8]) -> Vec<u8> {
@@ -62,7 +66,7 @@ fn mapping(codec: &Codec, n: usize, dtype: &str, exact: &[u8]) -> Vec<u8> {
         (entry("x", vec![n], DTYPES[0], false), Data::Coded(View::from_slice(&x))),
         (entry("y", vec![exact.len() / dtype.size], dtype, true), Data::Exact(exact)),
     ];
-    encode(codec, &arrays, true, noise()).unwrap()
+    encode(codec, &arrays, true, noise(5)).unwrap()
 }
 
 fn messages() -> Vec<Vec<u8>> {
@@ -223,6 +227,26 @@ fn the_mean_of_one_message_is_that_message() {
             let mut out = vec![0.0; n];
             mean.result(|_, _, write| write(0, Target::Coded(&mut out))).unwrap().unwrap();
             assert_eq!(vec![out], decode(&data).unwrap(), "codec {}, {n} numbers", codec.id);
+        }
+    }
+}
+
+#[test]
+fn a_mean_is_the_same_at_once_and_one_by_one() {
+    let weights = [1.0, 0.5, 3.0];
+    for codec in codecs() {
+        for n in [1, 3, 200, 1000] {
+            let messages: Vec<Vec<u8>> = (0..3).map(|sender| single_from(&codec, n, sender)).collect();
+            let mut mean = Mean::new(Some(KEY), MAX_ELEMENTS);
+            for (message, weight) in messages.iter().zip(weights) {
+                mean.add(message, weight).unwrap();
+            }
+            let (mut one_by_one, mut at_once) = (vec![0.0; n], vec![1.0; n]);
+            mean.result(|_, _, write| write(0, Target::Coded(&mut one_by_one))).unwrap().unwrap();
+            let data: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+            let round = Round::read(&data, Some(&weights), MAX_ELEMENTS).unwrap();
+            mean_of(&round.open(Some(KEY)).unwrap(), 0, Target::Coded(&mut at_once)).unwrap();
+            assert_eq!(one_by_one, at_once, "codec {}, {n} numbers", codec.id);
         }
     }
 }
