@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use super::cursor::Cursor;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
-use crate::fwht::{BLOCK_MAX, Blocks};
+use crate::fwht::{BLOCK_MAX, Blocks, aligned};
 use crate::parallel::{self, Shared};
 use crate::stream::{Key, Purpose, Stream};
 use crate::view::View;
@@ -152,12 +152,9 @@ pub(super) fn with_buffer<R>(count: usize, work: impl FnOnce(&mut [f32]) -> R) -
     let mut spare = SPARE.take();
     let mut buffer = spare.pop().unwrap_or_default();
     SPARE.set(spare);
-    if buffer.len() < count {
-        buffer.resize(count, 0.0);
-    }
-    let result = work(&mut buffer[..count]);
+    let result = work(aligned(&mut buffer, count));
     // A buffer for a whole array would stay for as long as the thread.
-    if buffer.len() <= BLOCK_MAX {
+    if count <= BLOCK_MAX {
         let mut spare = SPARE.take();
         spare.push(buffer);
         SPARE.set(spare);
@@ -171,7 +168,7 @@ fn only_buffers_for_blocks_outlive_a_call() {
     let len = |count| with_buffer(count, |buffer| buffer.len());
     assert_eq!((len(BLOCK_MAX), len(4 * BLOCK_MAX)), (BLOCK_MAX, 4 * BLOCK_MAX));
     let spare = SPARE.take();
-    assert!(spare.iter().all(|buffer| buffer.len() <= BLOCK_MAX), "a thread keeps what an array needed");
+    assert!(spare.iter().all(|buffer| buffer.capacity() < 2 * BLOCK_MAX), "a thread keeps what an array needed");
 }
 
 /// Appends `count` zero bytes and gives them to be written.

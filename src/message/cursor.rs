@@ -1,6 +1,7 @@
 //! Bytes read from the front, each read checked against what is there.
 
 use crate::error::{Error, Result};
+use crate::pack::{check_packed, packed_len};
 
 /// Bytes read from the front.
 pub(super) struct Cursor<'a>(pub &'a [u8]);
@@ -12,6 +13,13 @@ impl<'a> Cursor<'a> {
             self.0.split_at_checked(count).ok_or_else(|| Error::decode("shorter than its header says"))?;
         self.0 = rest;
         Ok(taken)
+    }
+
+    /// The next `n` packed codes of `bits` bits, from a whole byte on; what is left of the last byte must be zero.
+    pub fn packed(&mut self, n: usize, bits: u32) -> Result<&'a [u8]> {
+        let bytes = self.take(packed_len(n, bits))?;
+        check_packed("codes", bytes, n, bits)?;
+        Ok(bytes)
     }
 
     /// The next bytes as a fixed array.

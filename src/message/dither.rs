@@ -157,7 +157,7 @@ impl Coder for Dither {
         if !(low.is_nan() && high.is_nan() || low.is_finite() && step >= 0.0 && (high - low).is_finite()) {
             return Err(Error::decode(format!("there is no interval from {low} to {high}")));
         }
-        let codes = payload.take(packed_len(n, self.bits))?;
+        let codes = payload.packed(n, self.bits)?;
         Ok(Box::new(Sent { codec: self, words, low, step, codes, n }))
     }
 

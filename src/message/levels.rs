@@ -2,7 +2,9 @@
 //! NeurIPS 2017, arXiv:1705.07878; L = 1, the scale is the largest magnitude) and QSGD (Alistarh et al., NeurIPS 2017,
 //! arXiv:1610.02132; the scale is the norm divided by L), both with codes of fixed length.
 
-use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, fill, room};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::coder::{CHUNK, Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, fill, room};
 use super::cursor::Cursor;
 use super::rotated::{NAN, defined, exponent, float_at, power_of_two, take_scales};
 use crate::cpu::Level;
@@ -10,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::formats::int::Int;
 use crate::formats::{Codes, Grid};
 use crate::pack::{pack_tile, pack_trits, packed_len, unpack_tile, unpack_trits};
+use crate::parallel;
 use crate::quantize::observe_all;
 use crate::scale::Statistic;
 use crate::stream::Purpose;
@@ -50,6 +53,36 @@ impl Levels {
             return Ok(Levels::new(levels, Top::Norm));
         }
         Err(Error::argument("levels", format!("{levels} is out of range; give 1 to 32767")))
+    }
+
+    /// Refuses codes that stand for nothing.
+    fn check(&self, codes: &[u8], n: usize) -> Result<()> {
+        let (level, all_known) = (Level::current(), AtomicBool::new(true));
+        parallel::for_each(n.div_ceil(CHUNK), |chunk| {
+            let range = chunk * CHUNK..n.min((chunk + 1) * CHUNK);
+            let bytes = &codes[self.length(range.start)..self.length(range.end)];
+            let known = level.run(
+                #[inline(always)]
+                || {
+                    if self.most == 1 {
+                        // Digits beyond the last number are zero: the highest digits of the last byte.
+                        let most = [0, 3, 9, 27, 81, 243][range.len() - (bytes.len() - 1) * 5];
+                        return bytes.iter().all(|byte| *byte < 243)
+                            && bytes.last().is_none_or(|last| u32::from(*last) < most);
+                    }
+                    let mut numbers = [0_u32; TILE];
+                    range.clone().step_by(TILE).zip(bytes.chunks(self.length(TILE))).all(|(start, bytes)| {
+                        let numbers = &mut numbers[..TILE.min(range.end - start)];
+                        unpack_tile(level, bytes, self.bits, numbers);
+                        numbers.iter().fold(0, |most, code| most.max(*code)) <= 2 * self.most
+                    })
+                },
+            );
+            if !known {
+                all_known.store(false, Ordering::Relaxed);
+            }
+        });
+        if all_known.into_inner() { Ok(()) } else { Err(Error::decode("a code is beyond the levels")) }
     }
 
     /// Bytes that the codes of `n` numbers take: of three values five a byte.
@@ -103,7 +136,8 @@ impl Coder for Levels {
     fn open<'a>(&'a self, shape: &[usize], _: Noise, payload: &mut Cursor<'a>) -> Result<Box<dyn Opened + 'a>> {
         let n: usize = shape.iter().product();
         let scale = float_at(take_scales(payload, 1)?, 0);
-        let codes = payload.take(self.length(n))?;
+        let codes = if self.most == 1 { payload.take(self.length(n))? } else { payload.packed(n, self.bits)? };
+        self.check(codes, n)?;
         Ok(Box::new(Sent { codec: self, scale, codes, n }))
     }
 

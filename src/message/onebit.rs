@@ -56,10 +56,7 @@ impl Coder for OneBit {
             1 => true,
             other => return Err(Error::decode(format!("{other} tells neither finite nor not"))),
         };
-        let bits = payload.take(n.div_ceil(8))?;
-        if bits.last().is_some_and(|last| !n.is_multiple_of(8) && last >> (n % 8) != 0) {
-            return Err(Error::decode("the unused bits of the last byte are not zero"));
-        }
+        let bits = payload.packed(n, 1)?;
         if self.needs_key() {
             noise.key()?;
         }

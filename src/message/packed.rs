@@ -6,7 +6,7 @@ use super::rotated::NAN;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::formats::Format;
-use crate::pack::{check_packed, packed_len};
+use crate::pack::packed_len;
 use crate::quantize::{self, Given, Grouping, Rounding, Scaling, Spec, observe_all};
 use crate::scale::{Rule, SCALE_RANGE, Statistic};
 use crate::stream::Purpose;
@@ -68,8 +68,7 @@ impl Coder for Packed {
         if let Some(scale) = floats(scales).find(|scale| !undefined && !(least..=most).contains(scale)) {
             return Err(Error::decode(format!("a scale is {scale}, but must lie between 2^-126 and 2^126")));
         }
-        let packed = payload.take(packed_len(shape.iter().product(), self.format.bits))?;
-        check_packed("packed", packed, shape.iter().product(), self.format.bits)?;
+        let packed = payload.packed(shape.iter().product(), self.format.bits)?;
         let scales = if undefined { vec![] } else { floats(scales).collect() };
         Ok(Box::new(Sent { format: self.format, grouping, shape: shape.to_vec(), scale_shape, scales, packed }))
     }

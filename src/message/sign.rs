@@ -57,7 +57,7 @@ impl Coder for Sign {
         let n: usize = shape.iter().product();
         let scale = take_scales(payload, 1)?;
         let scale = super::rotated::float_at(scale, 0);
-        let bits = payload.take(n.div_ceil(8))?;
+        let bits = payload.packed(n, 1)?;
         Ok(Box::new(Sent { scale, bits, n }))
     }
 

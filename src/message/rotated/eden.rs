@@ -12,7 +12,7 @@ use super::{Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, encode_b
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::fwht::{BLOCK_MAX, BLOCK_MIN};
-use crate::pack::{pack_tile, packed_len, unpack_tile};
+use crate::pack::{check_packed, pack_tile, packed_len, unpack_tile};
 use crate::scale::{PIECE, sum_of_products};
 use crate::simd::mask;
 use crate::view::View;
@@ -174,6 +174,15 @@ impl Coder for Eden {
         let scales = take_scales(payload, rotation.blocks.len())?;
         let layout = Layout { blocks: rotation.blocks, length: |length| self.length(length) };
         let codes = payload.take(layout.total()?)?;
+        if self.bits.fract() > 0.0 {
+            // Only here do runs of codes end within a byte.
+            for (index, range) in rotation.blocks.ranges().enumerate() {
+                let (part, split) = (layout.part(codes, index), self.split(range.len()));
+                let (many, few) = part.split_at(packed_len(split, self.many.bits));
+                check_packed("codes", many, split, self.many.bits)?;
+                check_packed("codes", few, range.len() - split, self.few.bits)?;
+            }
+        }
         Ok(Box::new(Sent { eden: self, rotation, scales, codes, n }))
     }
 
