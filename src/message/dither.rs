@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, fill, room};
 use super::cursor::Cursor;
 use super::rotated::NAN;
-use super::rotated::summable::{dither, integer, nearest};
+use super::rotated::summable::{dither, integer};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::pack::{pack_tile, packed_len, unpack_tile};
@@ -66,7 +66,7 @@ impl Dither {
                 let mut inside = 0;
                 for ((code, x), word) in codes.iter_mut().zip(x).zip(&drawn) {
                     inside += u32::from(*x >= low) & u32::from(*x <= high);
-                    *code = integer(nearest((x - low) * recip + dither(*word), most));
+                    *code = integer(((x - low) * recip + dither(*word)).max(0.0).min(most));
                 }
                 pack_tile(level, &codes[..x.len()], self.bits, out);
                 if inside as usize != x.len() {

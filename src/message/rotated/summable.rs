@@ -32,11 +32,11 @@ pub(in super::super) fn dither(word: u32) -> f32 {
 
 /// The integer nearest to `t`, from 0 to `most`.
 #[inline(always)]
-pub(in super::super) fn nearest(t: f32, most: f32) -> f32 {
+fn nearest(t: f32, most: f32) -> f32 {
     ((t + ROUNDER) - ROUNDER).max(0.0).min(most)
 }
 
-/// The integer that a float32 from 0 to 2^22 is.
+/// The integer nearest to a float32 from 0 to 2^21.
 #[inline(always)]
 pub(in super::super) fn integer(value: f32) -> u32 {
     (value + ROUNDER).to_bits() & 0x003f_ffff
