@@ -39,11 +39,21 @@ impl Codec {
         Ok(Codec { id, parameters: parameters.to_vec(), coder })
     }
 
+    /// What Python calls it.
+    pub fn name(&self) -> &'static str {
+        NAMES.get(usize::from(self.id).wrapping_sub(1)).copied().unwrap_or("unknown")
+    }
+
     /// Whether a receiver needs the key.
     pub fn needs_key(&self) -> bool {
         self.coder.needs_key()
     }
 }
+
+/// The codecs' names, in the order of their numbers, which begin at 1.
+const NAMES: [&str; 11] = [
+    "Float32", "Packed", "Dither", "OneBit", "Sign", "TernGrad", "Qsgd", "Eden", "DrivePlus", "QuicFl", "Summable",
+];
 
 fn coder(id: u8, rest: &mut Cursor<'_>) -> Result<Box<dyn Coder + Send>> {
     Ok(match id {

@@ -296,13 +296,16 @@ impl<'a> Message<'a> {
 
     /// Checks that a message goes together with another, so that their arrays can be added.
     pub fn check_like(&self, other: &Message<'_>) -> Result<()> {
-        let differs =
-            |what: &str| Err(Error::decode(format!("messages differ in {what}; a mean needs messages alike")));
+        let differs = |what: &str| {
+            let (one, two) = (other.header.sender, self.header.sender);
+            let reason = format!("the messages of senders {one} and {two} differ in {what}; a mean needs messages alike");
+            Err(Error::decode(reason))
+        };
         if self.codec.id != other.codec.id {
-            return differs(&format!("their codec ({} and {})", other.codec.id, self.codec.id));
+            return differs(&format!("their codec ({} and {})", other.codec.name(), self.codec.name()));
         }
         if self.codec.parameters != other.codec.parameters {
-            return differs("their codec's parameters");
+            return differs(&format!("the parameters of their codec, {}", self.codec.name()));
         }
         if self.mapping != other.mapping || self.entries.len() != other.entries.len() {
             return differs("their number of arrays");

@@ -7,19 +7,31 @@ use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::stream::Key;
 
+/// Weights and their sum lie here, so that float32 holds both them and the sum's reciprocal.
+const RANGE: std::ops::RangeInclusive<f64> = 1.175_494_350_822_287_5e-38..=8.507_059_173_023_462e37;
+
 /// Checks the weight of a message.
 fn check_weight(argument: &'static str, weight: f64) -> Result<()> {
-    if weight.is_finite() && weight >= 0.0 {
+    if weight == 0.0 || RANGE.contains(&weight) {
         return Ok(());
     }
-    Err(Error::argument(argument, format!("{weight} is no weight; give finite numbers that are not negative")))
+    Err(Error::argument(argument, format!("{weight:e} is no weight; give 0 or numbers from 2^-126 to 2^126")))
 }
 
 fn check_total(argument: &'static str, total: f64) -> Result<()> {
-    if total.is_finite() && total > 0.0 {
+    if RANGE.contains(&total) {
         return Ok(());
     }
-    Err(Error::argument(argument, format!("they add up to {total}; give some that are positive")))
+    let advice = if total == 0.0 { "give some that are positive" } else { "divide all by the same number" };
+    Err(Error::argument(argument, format!("they add up to {total:e}, which is not within 2^-126 to 2^126; {advice}")))
+}
+
+/// Says which message of a list an error is about.
+fn of_message(index: usize, error: &Error) -> Error {
+    match error {
+        Error::Decode(reason) => Error::decode(format!("message {index} of the list: {reason}")),
+        other => other.clone(),
+    }
 }
 
 fn sent_twice(sender: u64) -> Error {
@@ -45,7 +57,7 @@ impl<'a> Round<'a> {
         }
         let mut messages = Vec::with_capacity(data.len());
         for (index, data) in data.iter().enumerate() {
-            let message = Message::read(data, max_elements)?;
+            let message = Message::read(data, max_elements).map_err(|error| of_message(index, &error))?;
             messages.push((message, weights.map_or(1.0, |weights| weights[index])));
         }
         messages.sort_by_key(|(message, _)| message.header.sender);
@@ -83,6 +95,7 @@ pub struct Mean {
     /// The first message: what the others must be like, and how sums are turned into numbers.
     first: Option<Vec<u8>>,
     sums: Vec<Sum>,
+    /// Of all weights.
     total: f64,
     senders: BTreeSet<u64>,
 }
@@ -129,9 +142,9 @@ impl Mean {
         write: impl FnOnce(bool, &[Entry], &(dyn Fn(usize, Target<'_>) -> Result<()> + Sync)) -> R,
     ) -> Result<R> {
         let Some(first) = &self.first else {
-            return Err(Error::argument("messages", "none was added, and so there is no mean; add at least one"));
+            return Err(Error::argument("messages", "none was added to this Mean, so there is nothing to give; add at least one"));
         };
-        check_total("weight", self.total)?;
+        check_total("weights", self.total)?;
         let message = Message::read(first, self.max_elements)?;
         // The caller's float state may flush what is small.
         let arrays = Level::PORTABLE.run(|| message.open(self.key))?;

@@ -1,8 +1,11 @@
 //! Messages: arrays in, bytes out, and back.
 
+use std::sync::{Mutex, PoisonError};
+
 use numpy::{PyArrayDescr, PyUntypedArray, PyUntypedArrayMethods, dtype};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
+use pyo3::sync::MutexExt;
 use pyo3::types::{PyBytes, PyBytesMethods, PyString};
 
 use super::array::{Input, bytes_of, fill, fill_new, new_array, plain, slice_of, text};
@@ -177,26 +180,28 @@ pub(super) fn message_mean<'py>(
     Ok((round.mapping(), means.collect::<PyResult<_>>()?))
 }
 
-/// A mean that messages are added to one by one.
-#[pyclass(module = "lowbit._core")]
-pub(super) struct MessageMean(Mean);
+/// A mean that messages are added to one by one, by any number of threads. Nobody waits for the lock with the GIL in hand.
+#[pyclass(module = "lowbit._core", frozen)]
+pub(super) struct MessageMean(Mutex<Mean>);
 
 #[pymethods]
 impl MessageMean {
     #[new]
     fn new(words: Words, max_elements: usize) -> Self {
-        MessageMean(Mean::new(key(words), max_elements))
+        MessageMean(Mutex::new(Mean::new(key(words), max_elements)))
     }
 
     /// Adds a message.
-    fn add(&mut self, py: Python<'_>, data: &Bound<'_, PyBytes>, weight: f64) -> PyResult<()> {
+    fn add(&self, py: Python<'_>, data: &Bound<'_, PyBytes>, weight: f64) -> PyResult<()> {
         let data = data.as_bytes();
-        Ok(detached(py, || self.0.add(data, weight))?)
+        let add = || self.0.lock().unwrap_or_else(PoisonError::into_inner).add(data, weight);
+        Ok(detached(py, add)?)
     }
 
     /// The mean of what was added so far.
     fn result<'py>(&self, py: Python<'py>) -> PyResult<Decoded<'py>> {
-        self.0.result(|mapping, entries, write| {
+        let mean = self.0.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner);
+        mean.result(|mapping, entries, write| {
             let entries = entries.iter().enumerate();
             let means = entries.map(|(index, entry)| averaged(py, entry, None, |target| write(index, target)));
             Ok((mapping, means.collect::<PyResult<_>>()?))
@@ -205,8 +210,8 @@ impl MessageMean {
 
     /// How many messages were added.
     #[getter]
-    fn count(&self) -> usize {
-        self.0.count()
+    fn count(&self, py: Python<'_>) -> usize {
+        self.0.lock_py_attached(py).unwrap_or_else(PoisonError::into_inner).count()
     }
 }
 
