@@ -250,3 +250,37 @@ fn a_mean_is_the_same_at_once_and_one_by_one() {
         }
     }
 }
+
+#[test]
+fn codes_that_no_encoder_writes_are_refused() {
+    // A codec's place among the above, how many numbers, the byte of the payload, the bits kept and those added.
+    let cases = [
+        (2, 5, 9, 0x7f, 0x80), // dither, 15 bits
+        (3, 5, 2, 0x7f, 0x80), // the same with given ends
+        (4, 3, 1, 0x07, 0x08), // three bits
+        (5, 3, 4, 0x07, 0x08),
+        (6, 3, 4, 0x00, 27),   // a fourth trit
+        (6, 5, 4, 0x00, 243),  // no five trits
+        (6, 9, 5, 0x00, 81),   // a tenth trit
+        (7, 3, 4, 0xe0, 19),   // 19 of 0 to 18
+        (7, 3, 5, 0x7f, 0x80), // a bit beyond 15
+        (8, 3, 4, 0x00, 0xff), // any code of one bit is fine
+    ];
+    for (codec, n, place, keep, put) in cases {
+        let mut data = single(&codecs()[codec], n);
+        assert!(decode(&data).is_ok());
+        let place = header_length(&data) + place;
+        data[place] = data[place] & keep | put;
+        seal(&mut data);
+        assert_eq!(decode(&data).is_err(), codec != 8, "codec {codec}, {n} numbers, {put:#x}");
+    }
+    let eden = [&1.1_f64.to_le_bytes()[..], &[0, 2, 0], &[0; 4]].concat();
+    for (place, put) in [(7, 0x04), (22, 0x08)] {
+        // 13 numbers of 2 bits, then 115 of 1.
+        let mut data = single(&Codec::new(8, &eden).unwrap(), 100);
+        let place = header_length(&data) + place;
+        data[place] |= put;
+        seal(&mut data);
+        assert!(decode(&data).is_err(), "unused bits of a block's codes passed");
+    }
+}
