@@ -134,6 +134,15 @@ def test_norms_of_any_size() -> None:
             assert np.sum((y - x) ** 2) / np.sum(x**2) < allowed, f"{codec} at {scale}"
 
 
+def test_norms_beyond_float32_count_as_not_finite() -> None:
+    x = (np.clip(normal(1600), -3, 3) * np.float32(1.1e38)).astype(np.float32)
+    for codec in (lb.Summable(4), lb.Qsgd(1)):
+        message = hold(x, codec)
+        assert not lb.describe(message).finite
+        assert np.isnan(lb.decode(message, key=KEY)).all()
+        assert lb.describe(hold(x[:1], codec)).finite
+
+
 @small
 def test_a_caller_that_flushes_subnormals_never_shows(codec: Any) -> None:
     x = fits(codec, vectors(500)["subnormal"])

@@ -16,7 +16,7 @@ import numpy as np
 from lowbit.reference.onebit import onebit_decode, onebit_encode
 from lowbit.reference.payload import Reader, dither, floats, is_finite, nans
 from lowbit.reference.quantizers import FORMATS, Integer, _spread, pack, scales
-from lowbit.reference.rotation import Words, exponent, limited, power, total
+from lowbit.reference.rotation import Words, exponent, power, total, within
 from lowbit.reference.stream import fold, random_bits
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ class Elementwise:
     def parameters(self) -> bytes:
         """Give none, unless a codec says otherwise."""
         return b""
+
+    def sends(self, x: NDArray[np.float32]) -> bool:
+        """Whether all numbers are finite."""
+        return is_finite(x)
 
     def finish(self, z: NDArray[np.float32], n: int, words: Words) -> NDArray[np.float32]:  # noqa: ARG002
         """Return what is there."""
@@ -239,18 +243,18 @@ class Levels(Elementwise):
     def encode(self, x: NDArray[np.float32], words: Words, sender: int) -> bytes:
         """Write scale, then codes."""
         x = x.ravel()
-        if not is_finite(x):
+        if not self.sends(x):
             return floats(np.nan) + self._pack(np.zeros(x.size, np.int64))
         amax, wide = np.abs(x).max(), x.astype(np.float64)
         norm, top = math.sqrt(total(wide * wide)), self.top
         scale, reached = self._scale(float(amax), norm)
-        if limited(scale) == 0:
+        if F(scale) == 0:
             return floats(0.0) + self._pack(np.zeros(x.size, np.int64))
         e = exponent(amax)
         t = (x * power(-e)) * F(2.0**e * top / reached)
         grid = Integer("levels", 0, -top, top, ())
         v = grid.stochastic(np.asarray(t, F), random_bits(fold(words, "coin", sender), x.size))
-        return floats(limited(scale)) + self._pack(v.astype(np.int64) + top)
+        return floats(scale) + self._pack(v.astype(np.int64) + top)
 
     def decode(self, data: Reader, shape: tuple[int, ...], words: Words, sender: int) -> NDArray[np.float32]:  # noqa: ARG002
         """Multiply integers and scale."""
@@ -305,6 +309,10 @@ class Qsgd(Levels):
     def parameters(self) -> bytes:
         """Give the number of levels."""
         return struct.pack("<H", self.levels)
+
+    def sends(self, x: NDArray[np.float32]) -> bool:
+        """Whether all numbers are finite, and the scale is one of float32."""
+        return is_finite(x) and not np.isnan(within(math.sqrt(total(x.astype(np.float64).ravel() ** 2)) / self.levels))
 
     def _scale(self, amax: float, norm: float) -> tuple[float, float]:
         """Scale, and what it is of the array: the norm."""

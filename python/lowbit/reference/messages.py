@@ -99,7 +99,7 @@ def encode_message(
         payload += bytes(-len(payload) % 16)
         with np.errstate(all="ignore"):
             x32 = a.astype(F) if real else np.zeros(0, F)
-            finite &= bool(np.isfinite(a.astype(np.float64) if exact and real else x32).all())
+            finite &= bool(np.isfinite(a.astype(np.float64)).all()) if exact and real else codec.sends(x32)
             if exact:
                 payload += a.astype(a.dtype.newbyteorder("<")).tobytes()
             elif a.size:

@@ -83,6 +83,9 @@ class Codec(Protocol):
     def parameters(self) -> bytes:
         """Give the codec's parameters as the header has them."""
 
+    def sends(self, x: NDArray[np.float32]) -> bool:
+        """Whether the array counts as finite: all numbers are, and the scales that this codec sends."""
+
     def encode(self, x: NDArray[np.float32], words: Words, sender: int) -> bytes:
         """Give the payload of one array."""
 

@@ -24,6 +24,7 @@ from lowbit.reference.rotation import (
     root,
     rotate,
     total,
+    within,
 )
 from lowbit.reference.stream import fold, random_bits
 
@@ -72,6 +73,10 @@ class Rotating:
     def blocks(self, n: int) -> list[Block]:
         """Cut `n` numbers."""
         return blocks(n)
+
+    def sends(self, x: NDArray[np.float32]) -> bool:
+        """Whether all numbers are finite."""
+        return is_finite(x)
 
     def rotation(self, words: Words, sender: int) -> Words:
         """Give the key of the rotation: the sender's own, or everyone's."""
@@ -227,15 +232,26 @@ class Summable(Rotating):
         """Give bits and rounds."""
         return struct.pack("<BB", self.bits, self.rounds)
 
+    @staticmethod
+    def _norm(part: NDArray[np.float32]) -> np.float32:
+        """Norm of a block: NaN if a number is not finite, or the norm is more than float32 holds."""
+        if not is_finite(part):
+            return F(np.nan)
+        e = exponent(np.abs(part).max())
+        return within(2.0**e * math.sqrt(total((part * power(-e)).astype(np.float64) ** 2)))
+
+    def sends(self, x: NDArray[np.float32]) -> bool:
+        """Whether all numbers are finite, and all norms are float32."""
+        return not any(np.isnan(self._norm(part)) for _, part in self.pieces(x))
+
     def encode(self, x: NDArray[np.float32], words: Words, sender: int) -> bytes:
         """Write norms, then codes."""
         key, norms, runs = self.rotation(words, sender), [], []
         for i, (block, part) in enumerate(self.pieces(x)):
-            norm, codes = F(0 if is_finite(part) else np.nan), np.zeros(block.size, np.uint8)
-            if is_finite(part) and (part.any() or (self.norms is not None and self.norms[i])):
-                e = exponent(np.abs(part).max())
-                norm = limited(2.0**e * math.sqrt(total((part * power(-e)).astype(np.float64) ** 2)))
-                norm = norm if self.norms is None else F(self.norms[i])
+            norm, codes = self._norm(part), np.zeros(block.size, np.uint8)
+            if self.norms is not None and not np.isnan(norm):
+                norm = F(self.norms[i])
+            if norm > 0:
                 u = observe(part, block, key, self.rounds, norm).u
                 t = (u + F(REACH)) * (F(1) / self.delta)
                 v = np.rint(t + dither(words, sender, block.size, block.start))

@@ -127,6 +127,11 @@ def limited(scale: float) -> np.float32:
     return np.float32(min(max(scale, -largest), largest))
 
 
+def within(scale: float) -> np.float32:
+    """Round to float32; NaN beyond the largest finite one: such an array counts as not finite."""
+    return np.float32(scale if scale <= float(np.finfo(np.float32).max) else np.nan)
+
+
 def joined(parts: Iterable[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     """Concatenate, of nothing too."""
     return np.concatenate([np.zeros(0, dtype), *parts])
