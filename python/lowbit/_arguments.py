@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import operator
+from decimal import Decimal
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -63,9 +65,10 @@ def floats(x: ArrayLike, argument: str) -> NDArray[Any]:
     """Floats of any layout, to be coded."""
     values = array(x, argument)
     if not is_float(values.dtype):
+        exactly = ", or send it exactly, in a mapping of arrays" if values.dtype.kind in "iub" else ""
         raise TypeError(
             f"{argument}: expected float16, bfloat16, float32 or float64, got {values.dtype}; "
-            "convert it by astype(np.float32), or send it exactly, in a mapping of arrays"
+            f"convert it to one of them, such as by astype(np.float32){exactly}"
         )
     return values
 
@@ -116,6 +119,9 @@ def words(key: KeyLike | None, *, private: bool) -> Words | None:
             raise TypeError("key: a Generator serves only noise that nobody else must know; give a Key or an int")
         k0, k1 = key.integers(0, 1 << 64, size=2, dtype=np.uint64).tolist()
         return k0, k1
+    given: Any = key
+    if isinstance(given, (str, bytes)):
+        raise TypeError(f"key: expected a lowbit.Key or an int, got {type(key).__name__}; lowbit.Key(b'...') makes one")
     return Key(within(key, "key", 0, (1 << 64) - 1)).words
 
 
@@ -154,6 +160,8 @@ def real(value: Any, argument: str) -> float:
     """Any real number that float64 holds, unrounded: the core rounds it, whatever the caller's rounding mode."""
     if isinstance(value, float):
         return value
+    if isinstance(value, (Fraction, Decimal)):
+        value = float(value)
     number = array(value, argument)
     if number.ndim or (number.dtype.kind not in "fiu" and number.dtype.name != "bfloat16"):
         raise TypeError(f"{argument}: expected one real number that float64 holds, got {type(value).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import FrozenInstanceError
 from typing import ClassVar, Literal, Self, SupportsIndex
 
 from lowbit import _arguments
@@ -123,10 +124,20 @@ class Codec(ABC):
         """Give the codec as the core takes it."""
         return self._id, self._parameters()
 
+    def __init_subclass__(cls) -> None:
+        # Called a second time for the class with slots that dataclass makes; what that raises for a name that is no
+        # field is baffling in Python 3.11.
+        if "__dataclass_fields__" in cls.__dict__:
+            cls.__setattr__ = cls.__delattr__ = _frozen  # type: ignore[method-assign, assignment]
+
     def _put(self, **fields: object) -> None:
         """Set checked fields of a frozen record."""
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+
+
+def _frozen(codec: Codec, name: str, _: object = None) -> None:  # noqa: ARG001 - what Python calls it with
+    raise FrozenInstanceError(f"{name}: a codec cannot be changed; make another")
 
 
 def _length(d: SupportsIndex) -> int:

@@ -47,9 +47,12 @@ def blocks(d: int, least: int) -> list[Block]:
     return cut
 
 
-def over_blocks(d: int, least: int, error: Callable[[int], float]) -> float:
-    """Average a block's error over a vector; of a padded block's error only what falls on its numbers counts."""
-    return sum(b.many * (b.used / d) * (b.used / b.size) * error(b.size) for b in blocks(d, least))
+def over_blocks(d: int, least: int, error: Callable[[int, float], float]) -> float:
+    """Average a block's error over a vector. `error` takes a block's length and the share of it that holds numbers.
+
+    Of an error in no particular direction only that share falls on the numbers, the rest on padding.
+    """
+    return sum(b.many * (b.used / d) * error(b.size, b.used / b.size) for b in blocks(d, least))
 
 
 def density(z: float) -> float:

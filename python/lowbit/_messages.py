@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -81,8 +82,10 @@ def encode(
     >>> round(float(np.sum((y - x) ** 2) / np.sum(x**2)), 2)
     0.57
     """
-    if not isinstance(codec, Codec):
-        raise TypeError(f"codec: expected a codec such as lowbit.Eden(1), got {type(codec).__name__}")
+    given: Any = codec
+    if not isinstance(given, Codec):
+        got = f"the class {given.__name__}; call it" if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"codec: expected a codec such as lowbit.Eden(1), got {got}")
     least = _arguments.within(min_elements, "min_elements", 0, (1 << 63) - 1)
     words = _words(key, codec)
     who = _arguments.sender(sender)
@@ -198,7 +201,8 @@ def decode_mean(
     key : Key or int, optional
         The key they were encoded with.
     weights : sequence of float, optional
-        One for each message, finite and not negative, some above zero; the result is divided by their sum. Default 1.
+        One for each message, 0 or between 2**-126 and 2**126, some above zero; the result is divided by their sum.
+        Default 1.
     out : numpy.ndarray or mapping of str to numpy.ndarray, optional
         Where to write, as in `decode`.
     max_elements : int, optional
@@ -236,14 +240,15 @@ def decode_mean(
     """
     if isinstance(messages, (bytes, bytearray, memoryview)):
         raise TypeError("messages: expected several, got bytes; one message is read by decode")
-    try:
-        received = [data_of(message, "messages") for message in messages]
-    except TypeError as error:
-        raise TypeError(f"messages: expected an iterable of bytes ({error})") from None
+    if not isinstance(messages, Iterable):
+        raise TypeError(f"messages: expected an iterable of bytes, got {type(messages).__name__}")
+    received = [data_of(message, "messages") for message in messages]
     if not received:
         raise _core.Error("messages: the mean of none is not defined; give at least one")
     words, shares = _arguments.words(key, private=False), None
     if weights is not None:
+        if not isinstance(weights, Iterable):
+            raise TypeError(f"weights: expected one number for each message, got {type(weights).__name__}")
         shares = [_weight(weight, "weights") for weight in weights]
         if len(shares) != len(received):
             raise _core.Error(f"weights: {len(shares)} for {len(received)} messages; give one for each")
@@ -362,6 +367,9 @@ def _given(
     if set(out) != {name for name, _ in arrays}:
         raise _core.Error(f"out: its names are not those of the message, {', '.join(name for name, _ in arrays)}")
     targets = [_fits(out[name], array, f"out[{name!r}]") for name, array in arrays]
+    for (one, _), (two, _) in combinations(arrays, 2):
+        if np.may_share_memory(out[one], out[two]):
+            raise _core.Error(f"out: {one!r} and {two!r} overlap in memory; give separate arrays")
     for target, (_, array) in zip(targets, arrays, strict=True):
         target[...] = array
     return out

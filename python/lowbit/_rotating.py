@@ -115,9 +115,13 @@ class Eden(Codec):
         return 1 - ((size - more) * _tables.LLOYD_MAX_DISTORTION[low] + more * high) / size
 
     def _error(self, d: int) -> float:
-        def error(size: int) -> float:
+        def error(size: int, share: float) -> float:
             kept = self._kept(size)
-            return {"unbiased": 1 / kept - 1, "min_error": 1 - kept, "norm": 2 - 2 * math.sqrt(kept)}[self.scale]
+            # What is decoded is a multiple of the block and something orthogonal to it, which alone the padding shares.
+            if self.scale == "unbiased":
+                return (1 / kept - 1) * share
+            along, across = (kept, kept * (1 - kept)) if self.scale == "min_error" else (math.sqrt(kept), 1 - kept)
+            return (1 - along) ** 2 + across * share
 
         return _expected.over_blocks(d, self._least, error)
 
@@ -212,7 +216,7 @@ class DrivePlus(Codec):
         return "shared"
 
     def _error(self, d: int) -> float:
-        return _expected.over_blocks(d, LEAST, lambda _: math.pi / 2 - 1)
+        return _expected.over_blocks(d, LEAST, lambda _, share: (math.pi / 2 - 1) * share)
 
     def _payload(self, d: int) -> int:
         return sum(b.many * (8 + bytes_of(b.size)) for b in _expected.blocks(d, LEAST))
@@ -275,7 +279,7 @@ class QuicFl(Codec):
         return "shared"
 
     def _error(self, d: int) -> float:
-        return _expected.over_blocks(d, LEAST, lambda _: _tables.QUICFL_ERROR[self.bits])
+        return _expected.over_blocks(d, LEAST, lambda _, share: _tables.QUICFL_ERROR[self.bits] * share)
 
     def _payload(self, d: int) -> float:
         outliers = 2 * _expected.beyond(_expected.TAIL)

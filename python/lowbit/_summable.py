@@ -97,7 +97,8 @@ class Summable(Codec):
 
     def _error(self, d: int) -> float:
         step = 2 * _expected.TAIL / self._largest
-        return _expected.over_blocks(d, LEAST, lambda _: step * step / 12 + _expected.clipped(_expected.TAIL))
+        whole = step * step / 12 + _expected.clipped(_expected.TAIL)
+        return _expected.over_blocks(d, LEAST, lambda _, share: whole * share)
 
     def _payload(self, d: int) -> int:
         return sum(b.many * (4 + bytes_of(b.size * self.bits)) for b in _expected.blocks(d, LEAST))

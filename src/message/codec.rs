@@ -51,9 +51,8 @@ impl Codec {
 }
 
 /// The codecs' names, in the order of their numbers, which begin at 1.
-const NAMES: [&str; 11] = [
-    "Float32", "Packed", "Dither", "OneBit", "Sign", "TernGrad", "Qsgd", "Eden", "DrivePlus", "QuicFl", "Summable",
-];
+const NAMES: [&str; 11] =
+    ["Float32", "Packed", "Dither", "OneBit", "Sign", "TernGrad", "Qsgd", "Eden", "DrivePlus", "QuicFl", "Summable"];
 
 fn coder(id: u8, rest: &mut Cursor<'_>) -> Result<Box<dyn Coder + Send>> {
     Ok(match id {

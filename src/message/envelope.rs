@@ -298,7 +298,8 @@ impl<'a> Message<'a> {
     pub fn check_like(&self, other: &Message<'_>) -> Result<()> {
         let differs = |what: &str| {
             let (one, two) = (other.header.sender, self.header.sender);
-            let reason = format!("the messages of senders {one} and {two} differ in {what}; a mean needs messages alike");
+            let reason =
+                format!("the messages of senders {one} and {two} differ in {what}; a mean needs messages alike");
             Err(Error::decode(reason))
         };
         if self.codec.id != other.codec.id {

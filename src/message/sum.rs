@@ -142,7 +142,10 @@ impl Mean {
         write: impl FnOnce(bool, &[Entry], &(dyn Fn(usize, Target<'_>) -> Result<()> + Sync)) -> R,
     ) -> Result<R> {
         let Some(first) = &self.first else {
-            return Err(Error::argument("messages", "none was added to this Mean, so there is nothing to give; add at least one"));
+            return Err(Error::argument(
+                "messages",
+                "none was added to this Mean, so there is nothing to give; add at least one",
+            ));
         };
         check_total("weights", self.total)?;
         let message = Message::read(first, self.max_elements)?;
