@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lowbit.reference import rans, tables
+from lowbit.reference.hadamard import rotate
 from lowbit.reference.payload import Reader, floats, is_finite, nans
 from lowbit.reference.quantizers import pack
 from lowbit.reference.rotated import Rotated, Rotating, observe
-from lowbit.reference.rotation import Block, Words, blocks, joined, limited, root, rotate_back, total
+from lowbit.reference.rotation import Block, Words, blocks, joined, limited, root, total
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,6 +68,13 @@ class Eden(Rotating):
         magnitude = tables.CENTROIDS[bits][codes & ((1 << (bits - 1)) - 1)]
         return np.asarray(np.where(codes >> (bits - 1) == 1, magnitude, -magnitude))
 
+    def _order(self, size: int) -> NDArray[np.int64]:
+        """Tell which rotated number each code of a block is of."""
+        k = np.arange(size, dtype=np.int64)
+        if self.entropy_coded or self._cut(size)[1] in (0, size):
+            return k
+        return k * 0x9E3779B1 % size
+
     def _runs(self, codes: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
         """Cut the codes of a block into runs, each with its bits."""
         low, high = self._cut(codes.size)
@@ -105,6 +113,8 @@ class Eden(Rotating):
             scale, codes = F(0 if is_finite(part) else np.nan), np.zeros(block.size, np.int64)
             if is_finite(part) and part.any():
                 made = observe(part, block, key, self.rounds)
+                order = self._order(block.size)
+                made = made._replace(y=made.y[order], u=made.u[order])
                 codes, q = self._quantized(made.u)
                 scale = self._scaled(made, q)
             scales.append(scale)
@@ -158,7 +168,9 @@ class Eden(Rotating):
             if scale == 0 or np.isnan(scale):
                 part = np.zeros(block.used, F) if scale == 0 else nans(block.used)
             else:
-                w = rotate_back(q, key, block.start, self.rounds)
+                rotated = np.empty_like(q)
+                rotated[self._order(block.size)] = q
+                w = rotate(rotated, key, block.start, rounds=self.rounds, inverse=True)
                 part = (w * F(1.0 / root(block.size, self.rounds)) * scale)[: block.used]
             parts.append(part)
         return joined(parts, F)

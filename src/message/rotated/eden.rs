@@ -1,11 +1,13 @@
 //! EDEN (Vargaftik et al., ICML 2022, arXiv:2108.08842) and, at one bit, DRIVE (NeurIPS 2021, arXiv:2105.08339).
 //!
 //! Every rotated number is sent as the nearest of `2^b` values fitted to `N(0, 1)`, and every block with the scale that
-//! makes the whole unbiased, or least wrong, or as long as it was. For a fractional number of bits the first numbers of a
-//! block get one bit more than the others; below one bit the others get none. (Which numbers is of no matter to the mean:
-//! given all but the last round of signs, every rotated number has the same expectation once it is rotated back.)
+//! makes the whole unbiased, or least wrong, or as long as it was. For a fractional number of bits some numbers of a block
+//! get one bit more than the others; below one bit the others get none. Which numbers is of no matter to the mean (given
+//! all but the last round of signs, every rotated number has the same expectation once it is rotated back), but it is to
+//! where errors fall: rows of a Hadamard matrix that are a subgroup, such as the first ones, would double them near the
+//! numbers they come from. So the rows are taken in the order of multiples of the golden ratio.
 
-use super::super::coder::{Coder, Noise, Opened, Pieces};
+use super::super::coder::{Coder, Noise, Opened, Pieces, with_buffer};
 use super::super::cursor::Cursor;
 use super::super::tables::{Codebook, codebook};
 use super::{Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, encode_blocks, finite, float_at, take_scales};
@@ -103,7 +105,21 @@ impl Eden {
     /// The codes of a rotated block, and its scale.
     #[inline(always)]
     fn code(&self, level: Level, front: Rotated, block: &[f32], codes: &mut [u8]) -> f32 {
-        let (standard, split) = (front.standard(), self.split(block.len()));
+        let split = self.split(block.len());
+        if split == 0 || split == block.len() {
+            return self.code_in_order(level, front, split, block, codes);
+        }
+        with_buffer(block.len(), |ordered| {
+            for (k, y) in ordered.iter_mut().enumerate() {
+                *y = block[place(k, block.len())];
+            }
+            self.code_in_order(level, front, split, ordered, codes)
+        })
+    }
+
+    #[inline(always)]
+    fn code_in_order(&self, level: Level, front: Rotated, split: usize, block: &[f32], codes: &mut [u8]) -> f32 {
+        let standard = front.standard();
         let (many, few) = codes.split_at_mut(packed_len(split, self.many.bits));
         let (mut product, mut squares) = (0.0, 0.0);
         let (mut values, mut words) = ([0.0; PIECE], [0; PIECE]);
@@ -131,6 +147,13 @@ impl Eden {
         }
         self.aim.scale(front, product, squares)
     }
+}
+
+/// Which rotated number code `k` of a block of mixed codes is of: 2^32 by the golden ratio, an odd factor, makes it a
+/// permutation of any power of two.
+#[inline(always)]
+fn place(k: usize, length: usize) -> usize {
+    (k as u32).wrapping_mul(0x9e37_79b1) as usize & (length - 1)
 }
 
 /// The bytes of `count` codes from number `start` on, a multiple of eight.
@@ -217,9 +240,20 @@ impl Opened for Sent<'_> {
         level.run(
             #[inline(always)]
             || {
-                let (head, tail) = out.split_at_mut(split);
-                eden.many.values(level, many, head);
-                eden.few.values(level, few, tail);
+                if split == 0 || split == out.len() {
+                    let (head, tail) = out.split_at_mut(split);
+                    eden.many.values(level, many, head);
+                    eden.few.values(level, few, tail);
+                } else {
+                    with_buffer(out.len(), |ordered| {
+                        let (head, tail) = ordered.split_at_mut(split);
+                        eden.many.values(level, many, head);
+                        eden.few.values(level, few, tail);
+                        for (k, value) in ordered.iter().enumerate() {
+                            out[place(k, out.len())] = *value;
+                        }
+                    });
+                }
                 self.rotation.back(level, piece, out, scale);
             },
         );

@@ -4,7 +4,7 @@
 //! uniform on `[-T, T]` times the norm that the senders agree on, with T of QUIC-FL (`p = 2^-9`, arXiv:2205.13341):
 //! clipping there keeps `1 - p` of a vector of normal numbers, a squared bias of `2^-18`.
 
-use super::super::coder::{Coder, Noise, Opened, Pieces};
+use super::super::coder::{Coder, FirstError, Noise, Opened, Pieces, with_buffer};
 use super::super::cursor::Cursor;
 use super::super::tables::QUICFL_T;
 use super::{Block, Layout, NAN, Owner, Rotation, check_rounds, defined, encode_blocks, float_at, take_scales};
@@ -89,7 +89,7 @@ impl Summable {
         let rotation = self.rotation(x.len(), noise)?;
         let out = Shared::new(out);
         parallel::for_each(rotation.blocks.len(), |index| {
-            super::super::coder::with_buffer(rotation.blocks.range(index).len(), |block| {
+            with_buffer(rotation.blocks.range(index).len(), |block| {
                 let norm = level.run(
                     #[inline(always)]
                     || norm(&rotation.read(x, index, block)),
@@ -104,42 +104,49 @@ impl Summable {
     /// Writes the integer of every number, padding included, on the grids of the given norms (one for each block, none less
     /// than the vector's own, or it is clipped).
     pub fn integers(&self, x: &View, norms: &[f32], noise: Noise, out: &mut [u8]) -> Result<()> {
+        check_norms(norms)?;
         let (level, rotation, words) =
             (Level::current(), self.rotation(x.len(), noise)?, noise.stream(Purpose::Dither)?);
-        let first_bad = super::super::coder::FirstError::default();
+        let first_bad = FirstError::default();
         let out = Shared::new(out);
         parallel::for_each(rotation.blocks.len(), |index| {
             let range = rotation.blocks.range(index);
             // SAFETY: blocks are disjoint, and `out` is borrowed until `for_each` returns.
             let out = unsafe { out.part(range.clone()) };
-            let norm = norms.get(index).copied().unwrap_or(NAN);
-            super::super::coder::with_buffer(range.len(), |block| {
-                let ready = level.run(
+            let given = norms.get(index).copied().unwrap_or(NAN);
+            with_buffer(range.len(), |block| {
+                let own = level.run(
                     #[inline(always)]
                     || {
-                        match rotation.forward(level, x, index, block) {
-                            Block::NotFinite => return false,
+                        let state = rotation.forward(level, x, index, block);
+                        let factor = match &state {
+                            Block::Rotated(front) => front.length.sqrt() / front.root * (front.unit / f64::from(given)),
                             // A vector of zeros has a place on any grid.
-                            Block::Zero => {
+                            Block::Zero | Block::NotFinite => {
                                 block.fill(0.0);
-                                self.round(0.0, words, range.start as u64, block);
+                                0.0
                             }
-                            Block::Rotated(front) => {
-                                let factor = front.length.sqrt() / front.root * (front.unit / f64::from(norm));
-                                self.round(factor as f32, words, range.start as u64, block);
-                            }
-                        }
+                        };
+                        self.round(factor as f32, words, range.start as u64, block);
                         out.iter_mut().zip(&*block).for_each(|(code, value)| *code = integer(*value) as u8);
-                        true
+                        norm(&state)
                     },
                 );
-                if !ready {
-                    let reason = "holds a number that is not finite, for which there is no integer";
-                    first_bad.note(index, Err(Error::argument("x", reason)));
-                } else if !(norm >= 0.0 && norm.is_finite()) {
-                    let reason = format!("block {index} has norm {norm}; norms are finite and not negative");
-                    first_bad.note(index, Err(Error::argument("norms", reason)));
-                }
+                let error = if own.is_nan() {
+                    Error::argument(
+                        "x",
+                        "holds a number (or has a norm) that is not finite, for which there is no integer",
+                    )
+                } else if own > given {
+                    let reason = format!(
+                        "block {index} has norm {given}, less than the {own} of this vector, which would be clipped; \
+                         combine the norms of all senders by numpy.maximum"
+                    );
+                    Error::argument("norms", reason)
+                } else {
+                    return;
+                };
+                first_bad.note(index, Err(error));
             });
         });
         first_bad.into_result()
@@ -147,6 +154,7 @@ impl Summable {
 
     /// The sum of the vectors whose integers add up to `total`; `senders` in the order of the sum of their dithers.
     pub fn decode_sum(&self, total: &[i64], norms: &[f32], key: Key, senders: &[u64], out: &mut [f32]) -> Result<()> {
+        check_norms(norms)?;
         let level = Level::current();
         let shared = Noise { key: Some(key), sender: 0 };
         let rotation = self.rotation(out.len(), shared)?;
@@ -158,7 +166,7 @@ impl Summable {
         parallel::for_each(rotation.blocks.len(), |index| {
             let range = rotation.blocks.range(index);
             let scale = scale_of(norms.get(index).copied().unwrap_or(NAN), range.len());
-            super::super::coder::with_buffer(range.len(), |block| {
+            with_buffer(range.len(), |block| {
                 level.run(
                     #[inline(always)]
                     || {
@@ -193,6 +201,16 @@ fn norm(block: &Block) -> f32 {
         Block::Zero => 0.0,
         Block::NotFinite => NAN,
         Block::Rotated(front) => defined(front.unit * front.squares.sqrt()),
+    }
+}
+
+fn check_norms(norms: &[f32]) -> Result<()> {
+    match norms.iter().enumerate().find(|(_, norm)| !(0.0..=f32::MAX).contains(*norm)) {
+        None => Ok(()),
+        Some((index, norm)) => {
+            let reason = format!("block {index} has norm {norm}; norms are finite and not negative");
+            Err(Error::argument("norms", reason))
+        }
     }
 }
 
