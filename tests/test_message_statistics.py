@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import lowbit as lb
-from lowbit.reference import rotation
+from lowbit.reference.hadamard import rotate
 from message_support import ROTATING
 from support import normal
 
@@ -131,7 +131,7 @@ def test_the_identities_of_one_vector(n: int, rounds: int) -> None:
     for sender, make in enumerate((normal, lambda n: np.exp(2 * normal(n, 1)), lambda n: normal(n, 2) ** 3)):
         x = np.asarray(make(n), np.float32)
         words = KEY.fold("rotation", sender).words
-        y = rotation.rotate(x, words, 0, rounds).astype(np.float64)
+        y = rotate(x, words, 0, rounds=rounds).astype(np.float64)
         ratio = n * np.sum(y**2) / np.sum(np.abs(y)) ** 2
         wanted = {"unbiased": ratio - 1, "min_error": 1 - 1 / ratio, "norm": 2 - 2 / math.sqrt(ratio)}
         for scale, want in wanted.items():

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from lowbit.reference import rans, tables
+from lowbit.reference.hadamard import rotate
 from lowbit.reference.payload import Reader, floats, is_finite, nans
 from lowbit.reference.quantizers import pack
 from lowbit.reference.rotated import Rotated, Rotating, observe
-from lowbit.reference.rotation import Block, Words, blocks, joined, limited, root, rotate_back, total
+from lowbit.reference.rotation import Block, Words, blocks, joined, limited, root, total
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -158,7 +159,7 @@ class Eden(Rotating):
             if scale == 0 or np.isnan(scale):
                 part = np.zeros(block.used, F) if scale == 0 else nans(block.used)
             else:
-                w = rotate_back(q, key, block.start, self.rounds)
+                w = rotate(q, key, block.start, rounds=self.rounds, inverse=True)
                 part = (w * F(1.0 / root(block.size, self.rounds)) * scale)[: block.used]
             parts.append(part)
         return joined(parts, F)

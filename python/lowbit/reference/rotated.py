@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from lowbit.reference import tables
+from lowbit.reference.hadamard import rotate
 from lowbit.reference.payload import Reader, dither, floats, is_finite, nans
 from lowbit.reference.quantizers import pack
 from lowbit.reference.rotation import (
@@ -22,7 +23,6 @@ from lowbit.reference.rotation import (
     limited,
     power,
     root,
-    rotate,
     total,
     within,
 )
@@ -55,7 +55,7 @@ def observe(part: NDArray[np.float32], block: Block, words: Words, rounds: int, 
     e = exponent(np.abs(x).max())
     x = x * power(-e)
     square = total(x.astype(np.float64) ** 2)
-    y, long = rotate(x, words, block.start, rounds), root(block.size, rounds)
+    y, long = rotate(x, words, block.start, rounds=rounds), root(block.size, rounds)
     if norm is None:
         factor = math.sqrt(block.size / square) / long
     else:

@@ -1,4 +1,4 @@
-"""Blocks of a vector, their rotation by random signs and Hadamard butterflies, and the sums that scales are made of."""
+"""Blocks of a vector, numbers of any size rotated back, and the sums that scales are made of."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lowbit.reference.stream import fold, random_bits
+from lowbit.reference import hadamard
+from lowbit.reference.hadamard import rotate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-LARGEST = 1 << 16  # numbers in a block
 SMALLEST = 128  # blocks smaller than this stay biased even after two rotations
 
 Words = tuple[int, int]
@@ -30,49 +30,8 @@ class Block(NamedTuple):
 
 def blocks(n: int, least: int = SMALLEST) -> list[Block]:
     """Cut `n` numbers into blocks of powers of two, largest first, the last one padded up to a multiple of `least`."""
-    found, start, rest = [], 0, -(-n // least) * least
-    while rest:
-        size = min(LARGEST, 1 << (rest.bit_length() - 1))
-        found.append(Block(start, size, min(size, n - start)))
-        start, rest = start + size, rest - size
-    return found
-
-
-def signs(words: Words, start: int, n: int) -> NDArray[np.uint32]:
-    """Sign bits, in place, of positions `start`, ...: bit p % 32 of word p // 32."""
-    first = start // 32
-    word = random_bits(words, -(-(start + n) // 32) - first, first)
-    bits = (word[:, np.newaxis] >> np.arange(32, dtype=np.uint32)).ravel() & np.uint32(1)
-    return bits[start - 32 * first :][:n] << np.uint32(31)
-
-
-def _flip(x: NDArray[np.float32], bits: NDArray[np.uint32]) -> NDArray[np.float32]:
-    return (x.view(np.uint32) ^ bits).view(np.float32)
-
-
-def butterflies(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Multiply by the Hadamard matrix of +-1, by (a, b) -> (a + b, a - b) for pairs 1, 2, 4, ... apart."""
-    x, h = x.copy(), 1
-    while h < x.size:
-        pairs = x.reshape(-1, 2, h)
-        a, b = pairs[:, 0], pairs[:, 1]
-        x = np.stack([a + b, a - b], axis=1).reshape(x.size)
-        h *= 2
-    return x
-
-
-def rotate(x: NDArray[np.float32], words: Words, start: int, rounds: int) -> NDArray[np.float32]:
-    """Rotate a block that begins at position `start`, without the division by `root`; `words` fold the purpose."""
-    for r in range(rounds):
-        x = butterflies(_flip(x, signs(fold(words, r), start, x.size)))
-    return x
-
-
-def rotate_back(x: NDArray[np.float32], words: Words, start: int, rounds: int) -> NDArray[np.float32]:
-    """Undo `rotate` up to the division by the square of `root`."""
-    for r in reversed(range(rounds)):
-        x = _flip(butterflies(x), signs(fold(words, r), start, x.size))
-    return x
+    cut = hadamard.blocks(n, least)
+    return [Block(start, end - start, min(end - start, n - start)) for start, end in cut]
 
 
 def root(size: int, rounds: int) -> float:
@@ -93,14 +52,14 @@ def power(e: int) -> np.float32:
 
 
 def levelled_back(q: NDArray[np.float32], words: Words, start: int, rounds: int) -> NDArray[np.float32]:
-    """`rotate_back` of numbers of any magnitude, divided by `root`; +0.0 for zeros, NaN where one is not finite."""
+    """Rotate back numbers of any magnitude, divided by `root`; +0.0 for zeros, NaN where one is not finite."""
     largest = np.abs(q).max()
     if not np.isfinite(largest):
         return np.full(q.size, np.nan, np.float32)
     if largest == 0:
         return np.zeros(q.size, np.float32)
     e = exponent(largest)
-    w = rotate_back(q * power(-e), words, start, rounds)
+    w = rotate(q * power(-e), words, start, rounds=rounds, inverse=True)
     return w * np.float32(1.0 / root(q.size, rounds)) * power(e)
 
 
