@@ -173,8 +173,8 @@ impl<T> Shared<T> {
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     #[inline(always)]
     pub(crate) unsafe fn part(&self, range: std::ops::Range<usize>) -> &mut [T] {
-        debug_assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
-        // SAFETY: in bounds and disjoint by the caller's promise.
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds, and disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 

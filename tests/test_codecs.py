@@ -529,7 +529,7 @@ def test_describe_finds_the_codec(codec: lb.Codec) -> None:
     assert (told.kind, told.version, told.shape, told.arrays) == ("message", (1, 0), (10, 20), None)
     assert (told.finite, told.sender, told.nbytes) == (True, 2**64 - 1, len(message))
     assert told.bits_per_element == 8 * len(message) / 200
-    identity = KEY.fold("key id").words[0].to_bytes(8, "little")
+    identity = KEY.fold("key id").words[1].to_bytes(8, "little")
     assert told.key_id == (identity if codec._noise == "shared" else None)
     assert repr(codec) in str(told)
 

@@ -30,7 +30,7 @@ def test_the_key(codec: Any) -> None:
         lb.encode(normal(10), codec)
     for x in (normal(10), np.zeros(0, np.float32), {"a": np.arange(3)}):
         message = lb.encode(x, codec, key=KEY)
-        assert lb.describe(message).key_id == KEY.fold("key id").words[0].to_bytes(8, "little")
+        assert lb.describe(message).key_id == KEY.fold("key id").words[1].to_bytes(8, "little")
         for read in readers(OTHER):
             with pytest.raises(lb.DecodeError, match="key"):
                 read(message)

@@ -135,7 +135,7 @@ def noise(rounding: str, key: KeyLike | None) -> tuple[str, Words | None]:
 
 def key_id(key: Words) -> bytes:
     """Eight bytes that tell a key from others."""
-    return Key.from_words(*key).fold("key id").words[0].to_bytes(8, "little")
+    return Key.from_words(*key).fold("key id").words[1].to_bytes(8, "little")
 
 
 def integer(value: SupportsIndex, argument: str) -> int:

@@ -25,8 +25,7 @@ _UNLIMITED = 255
 
 def _float32(value: float, argument: str) -> float:
     """Round to float32, which must be finite."""
-    with np.errstate(over="ignore"):
-        rounded = float(np.float32(_arguments.real(value, argument)))
+    rounded = _core.float32(_arguments.real(value, argument))
     if not math.isfinite(rounded):
         raise _core.Error(f"{argument}: {value} is not a finite float32")
     return rounded

@@ -102,10 +102,12 @@ class Description:
         }
         lines = [f"{name:7} {value}" for name, value in rows.items()]
         if self.arrays is not None:
-            width = max((len(array.name) for array in self.arrays), default=0)
+            # Names are a stranger's: what is not plain text is shown escaped.
+            names = [array.name if array.name.isprintable() else repr(array.name) for array in self.arrays]
+            width = max(map(len, names), default=0)
             lines += [
-                f"  {array.name:{width}}  {array.dtype} {array.shape}, {'exact' if array.exact else 'coded'}"
-                for array in self.arrays
+                f"  {name:{width}}  {array.dtype} {array.shape}, {'exact' if array.exact else 'coded'}"
+                for name, array in zip(names, self.arrays, strict=True)
             ]
         return "\n".join(lines)
 

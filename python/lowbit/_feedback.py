@@ -10,7 +10,7 @@ import numpy as np
 
 from lowbit import _arguments, _core
 from lowbit._codec import Codec
-from lowbit._codecs import Float32
+from lowbit._codecs import Float32, OneBit, Packed
 from lowbit._messages import decode, encode, in_mapping, name_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ErrorFeedback:
     vector (a contraction). Unbiased ones are refused: their errors average out over rounds and senders without it, and
     nothing keeps the error of one message smaller than the vector.
 
-    The memory is float32, as large as the array. It belongs to one sender and one array: it is kept, not sent.
+    The memory is float32, as large as the array, and kept by NumPy's sums. It belongs to one sender and one array: it is kept, not sent.
 
     Examples
     --------
@@ -89,7 +89,8 @@ class ErrorFeedback:
         TypeError
             As for `lowbit.encode`.
         lowbit.Error
-            The codec is unbiased, `x` has other names or shapes than before, the last round was neither committed nor
+            The codec is unbiased or its error not smaller than the vector (some `Summable` and ``"norm"`` of few bits,
+            `OneBit`, unsigned formats), `x` has other names or shapes than before, the last round was neither committed nor
             discarded, or as for `lowbit.encode`.
 
         Notes
@@ -103,8 +104,20 @@ class ErrorFeedback:
                 f"codec: {codec} is unbiased: its errors average out without ErrorFeedback, which needs errors smaller "
                 'than the vector; give a biased one, such as Eden(bits, "min_error") or Sign()'
             )
+        if isinstance(codec, OneBit) or (isinstance(codec, Packed) and not _core.get_format(codec.format).signed):
+            raise _core.Error(
+                f"codec: {codec} has no place for what earlier messages left out, which has either sign and any size; "
+                'give another, such as Eden(bits, "min_error") or Sign()'
+            )
         placed = self._placed(x, _arguments.within(min_elements, "min_elements", 0, (1 << 63) - 1))
         sums = {name: self._plus_error(name, array) for name, (array, exact) in placed.items() if not exact}
+        for name, total in sums.items():
+            if total.size and codec.expected_error(total.size) >= 1:
+                raise _core.Error(
+                    f"codec: the error of {codec} is larger than the vector for {total.size} numbers"
+                    f"{'' if name is None else f' ({name})'}, so that the memory would grow for ever; give more bits, "
+                    'or the scale "min_error"'
+                )
         whole = {name: sums.get(name, array) for name, (array, _) in placed.items()}
         message = encode(_plain(whole), codec, key=key, sender=sender, min_elements=min_elements)
         # A generator's noise was the sender's alone, so the receiver needs no key.

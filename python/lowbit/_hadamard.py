@@ -132,5 +132,7 @@ def randomized_hadamard_transform(
         raise TypeError("key: expected a Key or an int, got None; whoever has the same key rotates alike")
     values, target = _arguments.array(x, "x"), _arguments.out(out)
     number = _arguments.within(rounds, "rounds", 1, 8)
+    if not isinstance(inverse, (bool, np.bool_)):
+        raise TypeError(f"inverse: expected a bool, got {type(inverse).__name__}")
     result: NDArray[Any] = _core.randomized_hadamard_transform(values, words, number, bool(inverse), target)
     return result if out is None else out

@@ -111,9 +111,10 @@ pub enum Data<'a> {
     Exact(&'a [u8]),
 }
 
-/// Tells the key of a message from others without giving it away.
+/// Tells the key of a message from others without giving it away: the second word, for the first is a chain of bijections of
+/// the key's own first word, and could be undone.
 pub fn key_id(key: Key) -> u64 {
-    key.purpose(Purpose::Id).k0
+    key.purpose(Purpose::Id).k1
 }
 
 /// Writes a message.
@@ -392,7 +393,9 @@ pub enum Target<'a> {
 /// Writes the weighted mean of array `index` of messages that go together, in the order given.
 pub fn mean_of(messages: &[(Vec<Array<'_>>, f64)], index: usize, target: Target<'_>) -> Result<()> {
     let total: f64 = messages.iter().map(|(_, weight)| weight).sum();
-    let arrays = messages.iter().filter_map(|(arrays, weight)| Some((arrays.get(index)?, *weight)));
+    // Of no weight is not even what is not finite.
+    let counted = messages.iter().filter(|(_, weight)| *weight > 0.0);
+    let arrays = counted.filter_map(|(arrays, weight)| Some((arrays.get(index)?, *weight)));
     match target {
         Target::Exact(out) => {
             out.fill(f64::from(mean::NOTHING));

@@ -2,7 +2,7 @@
 
 use super::coder::{FirstError, Opened, Pieces, with_buffer};
 use crate::cpu::Level;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
 
 /// Writes the numbers of one array.
@@ -18,6 +18,10 @@ pub(super) fn decode(array: &dyn Opened, out: &mut [f32]) -> Result<()> {
 /// Calls `work(piece, numbers)` for every piece, on several threads; `numbers` is the place in `out` where the piece
 /// belongs, or a buffer of its padded length that is copied there.
 fn each_piece(pieces: &Pieces, out: &mut [f32], work: impl Fn(usize, &mut [f32]) -> Result<()> + Sync) -> Result<()> {
+    if out.len() != pieces.numbers() {
+        let reason = format!("has room for {}, but {} are needed", out.len(), pieces.numbers());
+        return Err(Error::argument("out", reason));
+    }
     let first_bad = FirstError::default();
     let out = Shared::new(out);
     parallel::for_each(pieces.len(), |piece| {

@@ -128,7 +128,8 @@ impl Mean {
             self.sums = arrays.iter().map(Array::no_sum).collect();
             self.first = Some(data.to_vec());
         }
-        for (array, sum) in arrays.iter().zip(&mut self.sums) {
+        // Of no weight is not even what is not finite.
+        for (array, sum) in arrays.iter().zip(&mut self.sums).filter(|_| weight > 0.0) {
             array.add_to(sum, weight)?;
         }
         self.senders.insert(sender);

@@ -52,6 +52,12 @@ pub(super) fn codec_check(codec: (u8, Vec<u8>)) -> PyResult<bool> {
     Ok(Level::PORTABLE.run(|| Codec::new(codec.0, &codec.1))?.needs_key())
 }
 
+/// A number rounded to float32, whatever the caller's float state.
+#[pyfunction]
+pub(super) fn float32(value: f64) -> f32 {
+    Level::PORTABLE.run(|| value as f32)
+}
+
 /// The grid step of entropy-coded EDEN for so many bits.
 #[pyfunction]
 pub(super) fn entropy_step(bits: f64) -> f32 {
@@ -150,7 +156,12 @@ fn averaged<'py>(
     let value = if entry.exact {
         let wide = fill_new::<f64>(py, &entry.shape, |numbers| Ok(detached(py, || write(Target::Exact(numbers)))?))?;
         if entry.dtype.is_float() && entry.dtype.size < 8 {
-            wide.call_method1("astype", (dtype::<f32>(py),))?.cast_into()?
+            // Rounded here: NumPy would do it in the caller's float state.
+            let wide = slice_of::<f64>("mean", &wide)?;
+            fill_new::<f32>(py, &entry.shape, |narrow| {
+                detached(py, || narrow.iter_mut().zip(wide).for_each(|(narrow, wide)| *narrow = *wide as f32));
+                Ok(())
+            })?
         } else {
             wide
         }
@@ -236,7 +247,7 @@ pub(super) fn message_describe(py: Python<'_>, data: &Bound<'_, PyBytes>) -> PyR
 
 fn summable(parameters: &[u8]) -> Result<Summable> {
     match parameters {
-        [bits, rounds] => Summable::new(u32::from(*bits), u32::from(*rounds)),
+        [bits, rounds] => Level::PORTABLE.run(|| Summable::new(u32::from(*bits), u32::from(*rounds))),
         _ => Err(Error::argument("codec", "a Summable has two parameters")),
     }
 }

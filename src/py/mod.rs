@@ -28,8 +28,8 @@ mod _core {
     use super::hadamard::{hadamard_transform, randomized_hadamard_transform};
     #[pymodule_export]
     use super::message::{
-        MessageMean, codec_check, entropy_step, message_decode, message_describe, message_encode, message_mean,
-        summable_decode, summable_integers, summable_norms,
+        MessageMean, codec_check, entropy_step, float32, message_decode, message_describe, message_encode,
+        message_mean, summable_decode, summable_integers, summable_norms,
     };
     #[pymodule_export]
     use super::onebit::{onebit_decode, onebit_encode, onebit_noise, onebit_pairs};

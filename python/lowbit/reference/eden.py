@@ -14,7 +14,7 @@ from lowbit.reference.hadamard import rotate
 from lowbit.reference.payload import Reader, floats, is_finite, nans
 from lowbit.reference.quantizers import pack
 from lowbit.reference.rotated import Rotated, Rotating, observe
-from lowbit.reference.rotation import Block, Words, blocks, joined, limited, root, total
+from lowbit.reference.rotation import Block, Words, blocks, joined, limited, root, total, turns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +94,7 @@ class Eden(Rotating):
         return codes, q
 
     def _scaled(self, made: Rotated, q: NDArray[np.float32]) -> np.float32:
-        wide, long = q.astype(np.float64), root(q.size, self.rounds)
+        wide, long = q.astype(np.float64), root(q.size, turns(self.rounds, q.size))
         product, square = total(made.y.astype(np.float64) * wide), total(wide * wide)
         if product == 0:
             return F(0)
@@ -170,8 +170,9 @@ class Eden(Rotating):
             else:
                 rotated = np.empty_like(q)
                 rotated[self._order(block.size)] = q
-                w = rotate(rotated, key, block.start, rounds=self.rounds, inverse=True)
-                part = (w * F(1.0 / root(block.size, self.rounds)) * scale)[: block.used]
+                rounds = turns(self.rounds, block.size)
+                w = rotate(rotated, key, block.start, rounds=rounds, inverse=True)
+                part = (w * F(1.0 / root(block.size, rounds)) * scale)[: block.used]
             parts.append(part)
         return joined(parts, F)
 

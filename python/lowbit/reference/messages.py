@@ -104,7 +104,7 @@ def encode_message(
                 payload += a.astype(a.dtype.newbyteorder("<")).tobytes()
             elif a.size:
                 payload += codec.encode(x32, fold(words, "array", k) if is_mapping else words, sender)
-    key_id = fold(words, "key id")[0] if codec.needs_key else 0
+    key_id = fold(words, "key id")[1] if codec.needs_key else 0
     message = Message(codec.id, codec.parameters(), tuple(entries), is_mapping, finite, key_id, sender, payload)
     return container.write(message)
 
@@ -143,7 +143,7 @@ def _checked(data: bytes, words: Words | None) -> tuple[Message, Words]:
     if CODECS[message.codec](message.parameters).needs_key:
         if words is None:
             raise ValueError("key: this codec needs one")
-        if fold(words, "key id")[0] != message.key_id:
+        if fold(words, "key id")[1] != message.key_id:
             raise ValueError("key: another one than the message's")
     elif message.key_id:
         raise ValueError("a key id where no key is needed")
@@ -226,6 +226,8 @@ def decode_mean(
         # -0.0 is the zero of addition: -0.0 + z is z, of either sign.
         sums = sums or [np.full(z.size, -0.0, np.float64 if e.exact else F) for e, _, _, z in parts]
         for j, (entry, _, _, z) in enumerate(parts):
+            if each[i] == 0:
+                continue  # of no weight is not even what is not finite
             if entry.exact:
                 sums[j] = sums[j] + each[i] * z.astype(np.float64)
             else:

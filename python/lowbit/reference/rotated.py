@@ -24,6 +24,7 @@ from lowbit.reference.rotation import (
     power,
     root,
     total,
+    turns,
     within,
 )
 from lowbit.reference.stream import fold, random_bits
@@ -55,6 +56,7 @@ def observe(part: NDArray[np.float32], block: Block, words: Words, rounds: int, 
     e = exponent(np.abs(x).max())
     x = x * power(-e)
     square = total(x.astype(np.float64) ** 2)
+    rounds = turns(rounds, block.size)
     y, long = rotate(x, words, block.start, rounds=rounds), root(block.size, rounds)
     if norm is None:
         factor = math.sqrt(block.size / square) / long

@@ -40,6 +40,11 @@ def root(size: int, rounds: int) -> float:
     return 2.0 ** (power // 2) * (math.sqrt(2.0) if power % 2 else 1.0)
 
 
+def turns(rounds: int, size: int) -> int:
+    """Tell how often a block is rotated: a short one four times at least, unless once was asked for."""
+    return max(rounds, 4) if rounds > 1 and size < 4096 else rounds
+
+
 def exponent(largest: np.float32) -> int:
     """Tell which power of two a block is divided by before anything is squared."""
     biased = int(np.float32(largest).view(np.uint32)) >> 23 & 255
@@ -58,7 +63,7 @@ def levelled_back(q: NDArray[np.float32], words: Words, start: int, rounds: int)
         return np.full(q.size, np.nan, np.float32)
     if largest == 0:
         return np.zeros(q.size, np.float32)
-    e = exponent(largest)
+    e, rounds = exponent(largest), turns(rounds, q.size)
     w = rotate(q * power(-e), words, start, rounds=rounds, inverse=True)
     return w * np.float32(1.0 / root(q.size, rounds)) * power(e)
 

@@ -10,7 +10,7 @@ use super::super::tables::QUICFL_T;
 use super::{Block, Layout, NAN, Owner, Rotation, check_rounds, defined, encode_blocks, float_at, take_scales};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
-use crate::fwht::BLOCK_MIN;
+use crate::fwht::{BLOCK_MIN, Blocks};
 use crate::pack::{pack_tile, packed_len, unpack_tile};
 use crate::parallel::{self, Shared};
 use crate::scale::PIECE;
@@ -105,6 +105,7 @@ impl Summable {
     /// than the vector's own, or it is clipped).
     pub fn integers(&self, x: &View, norms: &[f32], noise: Noise, out: &mut [u8]) -> Result<()> {
         check_norms(norms)?;
+        check_room("out", out.len(), Blocks::new(x.len(), BLOCK_MIN).total())?;
         let (level, rotation, words) =
             (Level::current(), self.rotation(x.len(), noise)?, noise.stream(Purpose::Dither)?);
         let first_bad = FirstError::default();
@@ -155,6 +156,7 @@ impl Summable {
     /// The sum of the vectors whose integers add up to `total`; `senders` in the order of the sum of their dithers.
     pub fn decode_sum(&self, total: &[i64], norms: &[f32], key: Key, senders: &[u64], out: &mut [f32]) -> Result<()> {
         check_norms(norms)?;
+        check_room("total", total.len(), Blocks::new(out.len(), BLOCK_MIN).total())?;
         let level = Level::current();
         let shared = Noise { key: Some(key), sender: 0 };
         let rotation = self.rotation(out.len(), shared)?;
@@ -202,6 +204,13 @@ fn norm(block: &Block) -> f32 {
         Block::NotFinite => NAN,
         Block::Rotated(front) => defined(front.unit * front.squares.sqrt()),
     }
+}
+
+fn check_room(argument: &'static str, have: usize, want: usize) -> Result<()> {
+    if have == want {
+        return Ok(());
+    }
+    Err(Error::argument(argument, format!("has {have} numbers, but {want} are needed")))
 }
 
 fn check_norms(norms: &[f32]) -> Result<()> {
