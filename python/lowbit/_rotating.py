@@ -250,8 +250,8 @@ class QuicFl(Codec):
     Notes
     -----
     R. Ben Basat et al., "Accelerating Federated Learning with Quick Distributed Mean Estimation", ICML 2024,
-    arXiv:2205.13341; the tables are solved anew. `decode_mean` adds in rotated space and rotates back once for all
-    senders, so that a server's work for each message is small.
+    arXiv:2205.13341; the tables are solved anew. All senders share the rotation, so that `decode_mean` adds in
+    rotated space and rotates back once.
 
     Examples
     --------
