@@ -21,7 +21,6 @@ BIASED = [
     lb.Eden(0.25, "min_error"),
     lb.Eden(1, "min_error"),
     lb.Eden(2, "norm"),
-    lb.OneBit("optimal_biased", -100, 100),
     lb.Summable(3),
     lb.Float32(),
 ]
@@ -63,6 +62,16 @@ def test_sign_converges_with_feedback_and_stalls_without() -> None:
     assert far[0] > 0.5
     assert far[1] < 0.25
     assert far[1] < 2 * far[2]
+
+
+def test_codecs_that_would_make_the_memory_grow_are_refused() -> None:
+    x = np.random.default_rng(0).standard_normal(4096)
+    for codec in (lb.Eden(0.05, "norm"), lb.Eden(0.3, "norm"), lb.Summable(1)):
+        with pytest.raises(lb.Error, match="the memory would grow for ever"):
+            lb.ErrorFeedback().encode(x, codec, key=1)
+    for codec in (lb.Packed("uint4"), lb.OneBit("optimal_biased", -10, 10)):
+        with pytest.raises(lb.Error, match="has no place for what earlier messages left out"):
+            lb.ErrorFeedback().encode(x, codec, key=1)
 
 
 def test_unbiased_codecs_are_refused() -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from lowbit import _arguments, _core
-from lowbit._codec import Codec
 from lowbit._codecs import Float32, OneBit, Packed
-from lowbit._messages import decode, encode, in_mapping, name_of
+from lowbit._messages import check_codec, decode, encode, in_mapping, name_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from lowbit._codec import Codec
     from lowbit._formats import KeyLike
     from lowbit._messages import Arrays
 
@@ -38,7 +38,8 @@ class ErrorFeedback:
     vector (a contraction). Unbiased ones are refused: their errors average out over rounds and senders without it, and
     nothing keeps the error of one message smaller than the vector.
 
-    The memory is float32, as large as the array, and kept by NumPy's sums. It belongs to one sender and one array: it is kept, not sent.
+    The memory is float32, as large as the array, and kept by NumPy's sums. It belongs to one sender and one array: it
+    is kept, not sent.
 
     Examples
     --------
@@ -89,9 +90,9 @@ class ErrorFeedback:
         TypeError
             As for `lowbit.encode`.
         lowbit.Error
-            The codec is unbiased or its error not smaller than the vector (some `Summable` and ``"norm"`` of few bits,
-            `OneBit`, unsigned formats), `x` has other names or shapes than before, the last round was neither committed nor
-            discarded, or as for `lowbit.encode`.
+            The codec is unbiased, its error is not smaller than the vector (`Summable` and ``"norm"`` of few bits), it
+            has no place for any number (`OneBit`, unsigned formats); `x` has other names or shapes than before; the last
+            round was neither committed nor discarded; or as for `lowbit.encode`.
 
         Notes
         -----
@@ -99,7 +100,8 @@ class ErrorFeedback:
         leaves the memory as it was.
         """
         self._close("encode")
-        if isinstance(codec, Codec) and codec.unbiased != "no" and not isinstance(codec, Float32):
+        check_codec(codec)
+        if codec.unbiased != "no" and not isinstance(codec, Float32):
             raise _core.Error(
                 f"codec: {codec} is unbiased: its errors average out without ErrorFeedback, which needs errors smaller "
                 'than the vector; give a biased one, such as Eden(bits, "min_error") or Sign()'

@@ -82,10 +82,7 @@ def encode(
     >>> round(float(np.sum((y - x) ** 2) / np.sum(x**2)), 2)
     0.57
     """
-    given: Any = codec
-    if not isinstance(given, Codec):
-        got = f"the class {given.__name__}; call it" if isinstance(given, type) else type(given).__name__
-        raise TypeError(f"codec: expected a codec such as lowbit.Eden(1), got {got}")
+    check_codec(codec)
     least = _arguments.within(min_elements, "min_elements", 0, (1 << 63) - 1)
     words = _words(key, codec)
     who = _arguments.sender(sender)
@@ -93,6 +90,14 @@ def encode(
         arrays = [(name_of(name), *in_mapping(value, name, least)) for name, value in x.items()]
         return _core.message_encode(codec._wire(), arrays, True, words, who)
     return _core.message_encode(codec._wire(), [(None, _arguments.floats(x, "x"), False)], False, words, who)
+
+
+def check_codec(codec: Codec) -> None:
+    """Refuse what is no codec."""
+    given: Any = codec
+    if not isinstance(given, Codec):
+        got = f"the class {given.__name__}; call it" if isinstance(given, type) else type(given).__name__
+        raise TypeError(f"codec: expected a codec such as lowbit.Eden(1), got {got}")
 
 
 def _words(key: KeyLike | None, codec: Codec) -> tuple[int, int] | None:

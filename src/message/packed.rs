@@ -64,7 +64,7 @@ impl Coder for Packed {
         let count = scale_shape.iter().product::<usize>();
         let scales = payload.take(count.checked_mul(4).ok_or_else(|| Error::decode("more scales than can be"))?)?;
         let (least, most) = SCALE_RANGE;
-        let undefined = floats(scales).any(f32::is_nan);
+        let undefined = floats(scales).all(f32::is_nan);
         if let Some(scale) = floats(scales).find(|scale| !undefined && !(least..=most).contains(scale)) {
             return Err(Error::decode(format!("a scale is {scale}, but must lie between 2^-126 and 2^126")));
         }

@@ -2,7 +2,7 @@
 //! its rotated numbers best (2-means, three steps of Lloyd's from the mean), scaled to be unbiased.
 
 use super::super::coder::{Coder, Noise, Opened, Pieces};
-use super::super::cursor::{Cursor, floats};
+use super::super::cursor::Cursor;
 use super::{Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, encode_blocks, float_at, times};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
@@ -112,8 +112,10 @@ impl Coder for DrivePlus {
         let n = shape.iter().product();
         let rotation = Rotation::new(n, BLOCK_MIN, self.rounds, Owner::Sender, noise)?;
         let values = payload.take(rotation.blocks.len() * 8)?;
-        if floats(values).any(f32::is_infinite) {
-            return Err(Error::decode("a value is infinite"));
+        for [low, high] in values.as_chunks::<8>().0.iter().map(|pair| [0, 1].map(|side| float_at(pair, side))) {
+            if !(low.is_finite() && high.is_finite() || low.is_nan() && high.is_nan()) {
+                return Err(Error::decode(format!("the values {low} and {high} are no pair")));
+            }
         }
         let codes = payload.take(rotation.blocks.total() / 8)?;
         Ok(Box::new(Sent { rotation, values, codes, n }))
