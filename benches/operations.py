@@ -194,6 +194,22 @@ def check_rotation(problem: Problem, result: Any) -> None:
     assert abs(x @ y) / (x @ x) < 6 / np.sqrt(problem.n), "too much like the input"
 
 
+def check_message(problem: Problem, result: Any, error: float) -> None:
+    """Decode what was encoded and compare the error with what is expected; or compare what was decoded."""
+    import lowbit as lb
+
+    decoded = lb.decode(result, key=KEY) if isinstance(result, bytes) else np.asarray(result)
+    x = problem.x.astype(np.float64)
+    relative = np.sum((decoded.reshape(-1) - x) ** 2) / np.sum(x**2)
+    assert abs(relative / error - 1) < 0.03 + 30 / np.sqrt(problem.n), f"an error of {relative:.4g}, not {error:.4g}"
+
+
+#: Of subtractive dither with one bit on [-8, 8], relative to N(0, 1).
+DITHER_ERROR = 16**2 / 12
+#: Of one message of one bit, rotated: pi / 2 - 1.
+DRIVE_ERROR = np.pi / 2 - 1
+
+
 OPERATIONS = [
     Operation("fake_quantize_int4", 8, 1.6, check_int4, cached_goal=0.2, fused_goal=1),
     Operation("fake_quantize_radix4", 8, 1.6, check_radix4, cached_goal=0.2, fused_goal=1),
@@ -211,4 +227,12 @@ OPERATIONS = [
     Operation("hadamard", 8, 4.0, lambda p, r: check_hadamard(p, r, p.rows()), fused_goal=1, speedup_goal=1.6),
     Operation("hadamard_1024", 8, 1.3, lambda p, r: check_hadamard(p, r, p.rows(1024)), fused_goal=1),
     Operation("randomized_hadamard", 8, None, check_rotation, fused_goal=1),
+    Operation("drive_encode", 4 + 1 / 8, 11.0, lambda p, r: check_message(p, r, DRIVE_ERROR)),
+    Operation("drive_decode", 4 + 1 / 8, 11.0, lambda p, r: check_message(p, r, DRIVE_ERROR)),
+    Operation("dither_encode", 4 + 1 / 8, 2.0, lambda p, r: check_message(p, r, DITHER_ERROR)),
+    # Of sixteen messages each; the mean must cost less than as many times one.
+    Operation("drive_decode_16", 16 * (4 + 1 / 8), None, lambda p, r: check_message(p, r, DRIVE_ERROR)),
+    Operation("drive_decode_mean_16", 4 + 2, None, lambda p, r: check_message(p, r, DRIVE_ERROR / 16)),
+    Operation("quicfl_decode_16", 16 * (4 + 2 / 8), None, lambda p, r: check_message(p, r, 0.2135)),
+    Operation("quicfl_decode_mean_16", 4 + 4, None, lambda p, r: check_message(p, r, 0.2135 / 16)),
 ]

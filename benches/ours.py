@@ -107,3 +107,43 @@ def hadamard_1024(problem: Problem) -> Callable[[], Any]:
 def randomized_hadamard(problem: Problem) -> Callable[[], Any]:
     out = problem.empty()
     return lambda: lb.randomized_hadamard_transform(problem.x, key, out=out)
+
+
+def _encode(problem: Problem, codec: lb.Codec) -> Callable[[], Any]:
+    return lambda: lb.encode(problem.x, codec, key=KEY)
+
+
+def drive_encode(problem: Problem) -> Callable[[], Any]:
+    return _encode(problem, lb.Drive())
+
+
+def dither_encode(problem: Problem) -> Callable[[], Any]:
+    return _encode(problem, lb.Dither(1, -8, 8))
+
+
+def drive_decode(problem: Problem) -> Callable[[], Any]:
+    message, out = _encode(problem, lb.Drive())(), problem.empty()
+    return lambda: lb.decode(message, key=KEY, out=out)
+
+
+def _sixteen(problem: Problem, codec: lb.Codec, *, mean: bool) -> Callable[[], Any]:
+    messages, out = [lb.encode(problem.x, codec, key=KEY, sender=s) for s in range(16)], problem.empty()
+    if mean:
+        return lambda: lb.decode_mean(messages, key=KEY, out=out)
+    return lambda: [lb.decode(message, key=KEY, out=out) for message in messages][-1]
+
+
+def drive_decode_16(problem: Problem) -> Callable[[], Any]:
+    return _sixteen(problem, lb.Drive(), mean=False)
+
+
+def drive_decode_mean_16(problem: Problem) -> Callable[[], Any]:
+    return _sixteen(problem, lb.Drive(), mean=True)
+
+
+def quicfl_decode_16(problem: Problem) -> Callable[[], Any]:
+    return _sixteen(problem, lb.QuicFl(2), mean=False)
+
+
+def quicfl_decode_mean_16(problem: Problem) -> Callable[[], Any]:
+    return _sixteen(problem, lb.QuicFl(2), mean=True)

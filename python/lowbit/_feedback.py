@@ -91,8 +91,8 @@ class ErrorFeedback:
             As for `lowbit.encode`.
         lowbit.Error
             The codec is unbiased, its error is not smaller than the vector (`Summable` and ``"norm"`` of few bits), it
-            has no place for any number (`OneBit`, unsigned formats); `x` has other names or shapes than before; the last
-            round was neither committed nor discarded; or as for `lowbit.encode`.
+            has no place for any number (`OneBit`, unsigned formats); `x` has other names or shapes than before; the
+            last round was neither committed nor discarded; or as for `lowbit.encode`.
 
         Notes
         -----
