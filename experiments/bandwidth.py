@@ -264,7 +264,7 @@ READING = """
 "Ours" is the fastest of the ways above that leaves an error of at most {most_error}; {cores} cores for each worker.
 
 * **Slow links.** With {workers} workers on 1 Gbit/s, {slow}. At 10 Gbit/s, {ten}. The latter wins below about
-{even:.2g} Gbit/s against bf16 and {even_fp32:.2g} against fp32.
+{even:.3g} Gbit/s against bf16 and {even_fp32:.3g} against fp32.
 * **Fast links.** On 100 Gbit/s, {hundred}. On 400 Gbit/s, {fourhundred}. On these cores it is the computing that
 counts, {work:.2g} core-seconds whatever the link. Such links come with accelerators, on which computing costs less;
 with kernels there this page would say something else.
