@@ -399,7 +399,7 @@ def draw(speeds: dict[lb.Codec, Speed]) -> None:
             f"Fastest with an error of at most {MOST_ERROR}, {many} cores each (8 bits: taken as exact)", fontsize=11
         )
         handles = [Patch(color=ways[k].colour, label=ways[k].name) for k in np.unique(best)]
-        panel.legend(handles=handles, fontsize=8.5, loc="upper left", framealpha=0.9)
+        panel.legend(handles=handles, fontsize=8.5, loc="lower right", framealpha=0.9)
     figure.savefig(RESULTS / "bandwidth.png", dpi=110)
 
 

@@ -140,7 +140,7 @@ def describe(message: Message) -> Description:
     codec   Eden(bits=1.0, scale='unbiased', rounds=2, entropy_coded=False)
     shape   (4160,)
     finite  yes
-    key id  ae2c5160c1e0c292
+    key id  46c76b559c846b73
     sender  3
     size    944 bytes, 1.815 bits per element
       w  float32 (64, 64), coded

@@ -290,7 +290,7 @@ class Mean:
     >>> mean.count
     100
     >>> round(float(np.sum((mean.result() - x) ** 2) / np.sum(x**2)), 4)
-    0.0057
+    0.0058
     """
 
     __slots__ = ("_mean",)
