@@ -7,7 +7,7 @@
 //! where errors fall: rows of a Hadamard matrix that are a subgroup, such as the first ones, would double them near the
 //! numbers they come from. So the rows are taken in the order of multiples of the golden ratio.
 
-use super::super::coder::{Coder, Noise, Opened, Pieces, with_buffer};
+use super::super::coder::{Coder, Noise, Opened, Pieces, fill, with_buffer};
 use super::super::cursor::Cursor;
 use super::super::tables::{Codebook, codebook};
 use super::{Block, Layout, NAN, Owner, Rotated, Rotation, check_rounds, encode_blocks, finite, float_at, take_scales};
@@ -230,34 +230,60 @@ impl Opened for Sent<'_> {
     fn decode(&self, level: Level, piece: usize, out: &mut [f32]) -> Result<()> {
         let scale = float_at(self.scales, piece);
         if scale == 0.0 || scale.is_nan() {
-            out.fill(if scale == 0.0 { 0.0 } else { NAN });
+            fill(out, if scale == 0.0 { 0.0 } else { NAN }, None);
             return Ok(());
         }
-        let eden = self.eden;
-        let layout = Layout { blocks: self.rotation.blocks, length: |length| eden.length(length) };
-        let (codes, split) = (layout.part(self.codes, piece), eden.split(out.len()));
-        let (many, few) = codes.split_at(packed_len(split, eden.many.bits));
         level.run(
             #[inline(always)]
             || {
-                if split == 0 || split == out.len() {
-                    let (head, tail) = out.split_at_mut(split);
-                    eden.many.values(level, many, head);
-                    eden.few.values(level, few, tail);
-                } else {
-                    with_buffer(out.len(), |ordered| {
-                        let (head, tail) = ordered.split_at_mut(split);
-                        eden.many.values(level, many, head);
-                        eden.few.values(level, few, tail);
-                        for (k, value) in ordered.iter().enumerate() {
-                            out[place(k, out.len())] = *value;
-                        }
-                    });
-                }
+                self.values(level, piece, out);
                 self.rotation.back(level, piece, out, scale);
             },
         );
         Ok(())
+    }
+
+    fn add(&self, level: Level, piece: usize, sum: &mut [f32], weight: f32) -> Result<()> {
+        let scale = float_at(self.scales, piece);
+        if scale == 0.0 || scale.is_nan() {
+            fill(sum, if scale == 0.0 { 0.0 } else { NAN }, Some(weight));
+            return Ok(());
+        }
+        with_buffer(self.rotation.blocks.range(piece).len(), |block| {
+            level.run(
+                #[inline(always)]
+                || {
+                    self.values(level, piece, block);
+                    self.rotation.back_to_sum(level, piece, block, (scale, weight), sum);
+                },
+            );
+        });
+        Ok(())
+    }
+}
+
+impl Sent<'_> {
+    /// Writes the values of a block's codes in the order of the rotated numbers. Called within `Level::run`.
+    #[inline(always)]
+    fn values(&self, level: Level, piece: usize, block: &mut [f32]) {
+        let eden = self.eden;
+        let layout = Layout { blocks: self.rotation.blocks, length: |length| eden.length(length) };
+        let (codes, split) = (layout.part(self.codes, piece), eden.split(block.len()));
+        let (many, few) = codes.split_at(packed_len(split, eden.many.bits));
+        if split == 0 || split == block.len() {
+            let (head, tail) = block.split_at_mut(split);
+            eden.many.values(level, many, head);
+            eden.few.values(level, few, tail);
+            return;
+        }
+        with_buffer(block.len(), |ordered| {
+            let (head, tail) = ordered.split_at_mut(split);
+            eden.many.values(level, many, head);
+            eden.few.values(level, few, tail);
+            for (k, value) in ordered.iter().enumerate() {
+                block[place(k, block.len())] = *value;
+            }
+        });
     }
 }
 

@@ -219,6 +219,24 @@ impl Rotation {
         }
     }
 
+    /// Rotates block `index` back and adds it, scaled and weighted, to a sum that may leave the padding out: what
+    /// [`Rotation::back`] and adding would do, but reading the block once. Called within `Level::run`.
+    #[inline(always)]
+    pub fn back_to_sum(
+        &self,
+        level: Level,
+        index: usize,
+        block: &mut [f32],
+        (scale, weight): (f32, f32),
+        sum: &mut [f32],
+    ) {
+        rotate_back(level, &self.turns(block.len()).signs, self.blocks.range(index).start as u64, block);
+        let inverse = self.inverse_root(block.len());
+        for (sum, x) in sum.iter_mut().zip(block) {
+            *sum += ((*x * inverse) * scale) * weight;
+        }
+    }
+
     /// Rotates block `index`, whose numbers have any units, back.
     pub fn levelled_back(&self, level: Level, index: usize, block: &mut [f32]) {
         level.run(
