@@ -178,14 +178,21 @@ pub(super) fn room(out: &mut Vec<u8>, count: usize) -> &mut [u8] {
     &mut out[start..]
 }
 
-/// Calls `tile(start, numbers, bytes)` for all numbers of `x`, a [`TILE`] or fewer at a time, within `Level::run` and on
+/// Buffers of a tile, whatever they hold: to clear them for every tile would cost a tenth of the work.
+pub(super) struct Scratch {
+    pub words: [u32; TILE],
+    pub codes: [u32; TILE],
+    pub lanes: [f32; TILE],
+}
+
+/// Calls `tile(start, numbers, scratch, bytes)` for all numbers of `x`, a [`TILE`] or fewer at a time, within `Level::run` and on
 /// several threads. `length` tells how many bytes so many numbers take; a tile's must be whole.
 #[inline(always)]
 pub(super) fn encode_tiles(
     x: &View,
     out: &mut [u8],
     length: impl Fn(usize) -> usize + Sync,
-    tile: impl Fn(Level, usize, &[f32], &mut [u8]) + Copy + Sync,
+    tile: impl Fn(Level, usize, &[f32], &mut Scratch, &mut [u8]) + Copy + Sync,
 ) {
     let (level, n) = (Level::current(), x.len());
     let out = Shared::new(out);
@@ -197,9 +204,10 @@ pub(super) fn encode_tiles(
             #[inline(always)]
             || {
                 let mut buffer = [0.0; TILE];
+                let mut scratch = Scratch { words: [0; TILE], codes: [0; TILE], lanes: [0.0; TILE] };
                 for (start, out) in range.clone().step_by(TILE).zip(out.chunks_mut(length(TILE).max(1))) {
                     let x = x.read(start..range.end.min(start + TILE), &mut buffer);
-                    tile(level, start, x, out);
+                    tile(level, start, x, &mut scratch, out);
                 }
             },
         );

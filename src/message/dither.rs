@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::coder::{Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, fill, room};
+use super::coder::{Coder, Noise, Opened, Pieces, Scratch, TILE, decode_tiles, encode_tiles, fill, room};
 use super::cursor::Cursor;
 use super::rotated::NAN;
 use super::rotated::summable::{dither, integer};
@@ -12,8 +12,12 @@ use crate::error::{Error, Result};
 use crate::pack::{pack_tile, packed_len, unpack_tile};
 use crate::quantize::observe_all;
 use crate::scale::{SCALE_RANGE, Statistic};
+use crate::simd::mask;
 use crate::stream::{Purpose, Stream};
 use crate::view::View;
+
+/// The least float32 above 1/2.
+const ABOVE_HALF: f32 = f32::from_bits(0x3f00_0001);
 
 /// Equal steps on an interval, with subtractive dither.
 #[derive(Clone, Debug)]
@@ -60,15 +64,25 @@ impl Dither {
             out,
             |n| packed_len(n, self.bits),
             #[inline(always)]
-            |level, start, x, out| {
-                let (mut drawn, mut codes) = ([0; TILE], [0_u32; TILE]);
+            |level, start, x, Scratch { words: drawn, codes, lanes }, out| {
+                // Copies of the loop's own: behind references they would be loaded anew for each number.
+                let (words, low, high, recip, most) = (words, low, high, recip, most);
                 words.fill(start as u64, &mut drawn[..x.len()]);
                 let mut inside = 0;
-                for ((code, x), word) in codes.iter_mut().zip(x).zip(&drawn) {
-                    inside += u32::from(*x >= low) & u32::from(*x <= high);
-                    *code = integer(((x - low) * recip + dither(*word)).max(0.0).min(most));
+                if self.bits == 1 {
+                    // One iff the sum rounds to one: it is above 1/2, for ties go to zero, which is even.
+                    for ((margin, x), word) in lanes.iter_mut().zip(x).zip(&*drawn) {
+                        inside += u32::from(*x >= low) & u32::from(*x <= high);
+                        *margin = ((x - low) * recip + dither(*word)) - ABOVE_HALF;
+                    }
+                    mask::nonnegative(level, &lanes[..x.len()], out);
+                } else {
+                    for ((code, x), word) in codes.iter_mut().zip(x).zip(&*drawn) {
+                        inside += u32::from(*x >= low) & u32::from(*x <= high);
+                        *code = integer(((x - low) * recip + dither(*word)).max(0.0).min(most));
+                    }
+                    pack_tile(level, &codes[..x.len()], self.bits, out);
                 }
-                pack_tile(level, &codes[..x.len()], self.bits, out);
                 if inside as usize != x.len() {
                     all_inside.store(false, Ordering::Relaxed);
                 }
@@ -206,6 +220,7 @@ impl Sent<'_> {
             (out, weight),
             #[inline(always)]
             |start, bytes, out| {
+                let (words, low, step) = (words, low, step);
                 let (mut drawn, mut codes) = ([0; TILE], [0_u8; TILE]);
                 let (drawn, codes) = (&mut drawn[..out.len()], &mut codes[..out.len()]);
                 words.fill(start as u64, drawn);

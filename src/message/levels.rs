@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::coder::{CHUNK, Coder, Noise, Opened, Pieces, TILE, decode_tiles, encode_tiles, fill, room};
+use super::coder::{CHUNK, Coder, Noise, Opened, Pieces, Scratch, TILE, decode_tiles, encode_tiles, fill, room};
 use super::cursor::Cursor;
 use super::rotated::{NAN, defined, exponent, float_at, power_of_two, take_scales};
 use crate::cpu::Level;
@@ -116,10 +116,11 @@ impl Coder for Levels {
                 codes,
                 |n| self.length(n),
                 #[inline(always)]
-                |level, start, x, out| {
-                    let (mut drawn, mut codes) = ([0; TILE], [0_u32; TILE]);
+                |level, start, x, Scratch { words: drawn, codes, .. }, out| {
+                    // Copies of the loop's own: behind references they would be loaded anew for each number.
+                    let (words, grid, factor, recip) = (words, grid, factor, recip);
                     words.fill(start as u64, &mut drawn[..x.len()]);
-                    for ((code, x), word) in codes.iter_mut().zip(x).zip(&drawn) {
+                    for ((code, x), word) in codes.iter_mut().zip(x).zip(&*drawn) {
                         *code = grid.encode(grid.stochastic((x * factor) * recip, *word));
                     }
                     if self.most == 1 {

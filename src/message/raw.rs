@@ -20,7 +20,7 @@ impl Coder for Float32 {
             room(out, 4 * x.len()),
             |n| 4 * n,
             #[inline(always)]
-            |_, _, x, out| {
+            |_, _, x, _, out| {
                 let mut magnitude = 0;
                 for (place, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
                     *place = x.to_le_bytes();

@@ -42,11 +42,10 @@ impl Coder for Sign {
                 bits,
                 |n| n.div_ceil(8),
                 #[inline(always)]
-                |level, _, x, out| {
-                    let mut signs = [0.0; super::coder::TILE];
+                |level, _, x, scratch, out| {
                     // The sum makes a -0 a +0.
-                    signs.iter_mut().zip(x).for_each(|(sign, x)| *sign = x + 0.0);
-                    mask::nonnegative(level, &signs[..x.len()], out);
+                    scratch.lanes.iter_mut().zip(x).for_each(|(sign, x)| *sign = x + 0.0);
+                    mask::nonnegative(level, &scratch.lanes[..x.len()], out);
                 },
             );
         }
