@@ -178,7 +178,7 @@ pub(super) fn room(out: &mut Vec<u8>, count: usize) -> &mut [u8] {
     &mut out[start..]
 }
 
-/// Buffers of a tile, whatever they hold: to clear them for every tile would cost a tenth of the work.
+/// Buffers of a tile, whatever they hold: to clear them for every tile would cost a quarter of the time.
 pub(super) struct Scratch {
     pub words: [u32; TILE],
     pub codes: [u32; TILE],
