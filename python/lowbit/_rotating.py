@@ -38,7 +38,8 @@ class Eden(Codec):
         ``"unbiased"`` makes the estimate right on average, for many senders; ``"min_error"`` makes the error of one
         message least; ``"norm"`` keeps the vector's norm.
     rounds : int, optional
-        Rotations, 1 to 8. One is biased for some vectors whatever their length, two are not.
+        Rotations, 1 to 8. One is biased for some vectors whatever their length, two are not; blocks of fewer than
+        4,096 numbers, for which two are not always enough, take four unless one was asked for.
     entropy_coded : bool, optional
         Round to equal steps in place of a codebook, and code the integers by their frequencies: less error for the
         same bits, most below one bit.
@@ -177,7 +178,7 @@ class DrivePlus(Codec):
     Parameters
     ----------
     rounds : int, optional
-        Rotations, 1 to 8.
+        Rotations, 1 to 8, as for `Eden`.
 
     Raises
     ------
@@ -238,7 +239,7 @@ class QuicFl(Codec):
     bits : int
         1 to 4 for each number; of 512 numbers one, the largest, goes as it is in 6 bytes more.
     rounds : int, optional
-        Rotations, 1 to 8.
+        Rotations, 1 to 8, as for `Eden`.
 
     Raises
     ------

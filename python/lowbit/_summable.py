@@ -42,7 +42,7 @@ class Summable(Codec):
     bits : int
         1 to 8 for each number; n senders' sum takes log2(n) bits more.
     rounds : int, optional
-        Rotations, 1 to 8.
+        Rotations, 1 to 8, as for `Eden`.
 
     Raises
     ------
