@@ -15,7 +15,7 @@ const LEAST: usize = 128;
 
 /// Rotates along the last axis, every row by the same signs, or undoes that; orthonormal, and any length stays as it is.
 ///
-/// The [`blocks`] of a row are rotated, then, if its length is no multiple of the shortest block allowed (128, or the
+/// The [`Blocks`] of a row are rotated, then, if its length is no multiple of the shortest block allowed (128, or the
 /// largest power of two in shorter rows), its last numbers once more as one such block. `key` is already folded by its
 /// purpose; `out` has x's shape and may be the very memory of `x`.
 pub fn randomized_hadamard_transform(x: &View, key: Key, rounds: u32, inverse: bool, out: &mut ViewMut) -> Result<()> {
