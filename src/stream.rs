@@ -138,6 +138,21 @@ impl Stream {
     }
 }
 
+/// A word as a number inside (0, 1): an odd multiple of `2^-24`, exact.
+#[inline(always)]
+pub(crate) fn fraction(word: u32) -> f32 {
+    (2 * (word >> 9) as i32 + 1) as f32 * (1.0 / 16_777_216.0)
+}
+
+/// A word as a number inside (-1/2, 1/2): its high 24 bits plus a half, over 2^24, less a half; exact, never zero.
+#[inline(always)]
+pub(crate) fn centred(word: u32) -> f32 {
+    // 2^23 plus the high 23 bits, as a float, less 2^23 and 2^22; then the 24th bit and the half. All exact.
+    let high = f32::from_bits(word >> 9 | 0x4b00_0000) - 12_582_912.0;
+    let last = if word & 256 == 0 { 0.25 } else { 0.75 };
+    (high + last) * (1.0 / 8_388_608.0)
+}
+
 /// Elements per parallel chunk: 64 KiB of words.
 const CHUNK: usize = 1 << 14;
 

@@ -19,7 +19,7 @@ pub struct Int {
 
 /// Adding 1.5 2^23 rounds a float32 below 2^22 in magnitude to an integer, ties to even, and leaves that integer in the
 /// low bits (mod 2^22).
-const ROUNDER: f32 = 12_582_912.0;
+pub(crate) const ROUNDER: f32 = 12_582_912.0;
 
 impl Int {
     /// Two's complement integers of `bits` bits, without the lowest one if `symmetric`.

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::coder::{Coder, Noise, Opened, Pieces, Scratch, TILE, decode_tiles, encode_tiles, fill, room};
 use super::cursor::Cursor;
 use super::rotated::NAN;
-use super::rotated::summable::{dither, integer};
+use super::rotated::summable::integer;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::pack::{pack_tile, packed_len, unpack_tile};
 use crate::quantize::observe_all;
 use crate::scale::{SCALE_RANGE, Statistic};
 use crate::simd::mask;
-use crate::stream::{Purpose, Stream};
+use crate::stream::{Purpose, Stream, centred};
 use crate::view::View;
 
 /// The least float32 above 1/2.
@@ -73,13 +73,13 @@ impl Dither {
                     // One iff the sum rounds to one: it is above 1/2, for ties go to zero, which is even.
                     for ((margin, x), word) in lanes.iter_mut().zip(x).zip(&*drawn) {
                         inside += u32::from(*x >= low) & u32::from(*x <= high);
-                        *margin = ((x - low) * recip + dither(*word)) - ABOVE_HALF;
+                        *margin = ((x - low) * recip + centred(*word)) - ABOVE_HALF;
                     }
                     mask::nonnegative(level, &lanes[..x.len()], out);
                 } else {
                     for ((code, x), word) in codes.iter_mut().zip(x).zip(&*drawn) {
                         inside += u32::from(*x >= low) & u32::from(*x <= high);
-                        *code = integer(((x - low) * recip + dither(*word)).max(0.0).min(most));
+                        *code = integer(((x - low) * recip + centred(*word)).max(0.0).min(most));
                     }
                     pack_tile(level, &codes[..x.len()], self.bits, out);
                 }
@@ -226,7 +226,7 @@ impl Sent<'_> {
                 words.fill(start as u64, drawn);
                 unpack_tile(level, bytes, bits, codes);
                 for ((value, code), word) in out.iter_mut().zip(&*codes).zip(&*drawn) {
-                    *value = (i32::from(*code) as f32 - dither(*word)) * step + low;
+                    *value = (i32::from(*code) as f32 - centred(*word)) * step + low;
                 }
             },
         );

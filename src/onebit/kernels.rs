@@ -3,6 +3,8 @@
 //! Everything is float32 in a fixed order of additions and multiplications, so that every CPU level and the
 //! `NumPy` reference agree bit for bit. Numbers are on `[0, 1]`; `shared` and `coin` are stream words.
 
+use crate::stream::fraction;
+
 /// Shared bits that stand for "unlimited": all that a float32 threshold can tell apart.
 pub(super) const FULL: u32 = 24;
 
@@ -27,12 +29,6 @@ fn centre(word: u32, bits: u32) -> f32 {
 #[inline(always)]
 pub(super) fn power_of_two(n: i32) -> f32 {
     f32::from_bits(((127 + n) as u32) << 23)
-}
-
-/// A private number inside (0, 1): odd multiples of `2^-24`, exact.
-#[inline(always)]
-fn fraction(coin: u32) -> f32 {
-    (2 * (coin >> 9) as i32 + 1) as f32 * power_of_two(-24)
 }
 
 /// `sinh(h) / h` from `z = h^2`: Taylor to `h^11`, truncation under 2e-10 on `[-1, 1]`.

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::formats::{Codes, Grid};
+use crate::stream::centred;
 
 /// The numbers that take x to t and back: `t = (x - sub) recip`, `y = value scale + add`.
 #[derive(Clone, Copy)]
@@ -103,28 +104,17 @@ impl Round for Stochastic {
 #[derive(Clone, Copy)]
 pub(super) struct Dither;
 
-impl Dither {
-    /// The high 24 bits of the word plus a half, over 2^24, less a half: in (-1/2, 1/2), exact, never zero.
-    #[inline(always)]
-    fn shift(word: u32) -> f32 {
-        // 2^23 plus the high 23 bits, as a float, less 2^23 and 2^22; then the 24th bit and the half. All exact.
-        let high = f32::from_bits(word >> 9 | 0x4b00_0000) - 12_582_912.0;
-        let last = if word & 256 == 0 { 0.25 } else { 0.75 };
-        (high + last) * (1.0 / 8_388_608.0)
-    }
-}
-
 impl Round for Dither {
     const RANDOM: bool = true;
 
     #[inline(always)]
     fn round<G: Grid>(grid: &G, t: f32, word: u32) -> f32 {
-        grid.nearest(t + Self::shift(word))
+        grid.nearest(t + centred(word))
     }
 
     #[inline(always)]
     fn shown(value: f32, word: u32) -> f32 {
-        value - Self::shift(word)
+        value - centred(word)
     }
 }
 

@@ -12,13 +12,11 @@ use super::eden::{Aim, check_bits, shortest_block};
 use super::{Block, NAN, Owner, Rotated, Rotation, check_rounds, float_at, take_scales};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
+use crate::formats::int::ROUNDER;
 use crate::parallel::{self, Shared};
 use crate::rans::{self, MANY, STATES_LEN, Table};
 use crate::scale::{PIECE, sum_of_products};
 use crate::view::View;
-
-/// Adding 1.5 2^23 rounds a float32 below 2^22 in magnitude to an integer, ties to even, which its low bits hold.
-const ROUNDER: f32 = 12_582_912.0;
 
 /// The largest integer of the grid.
 const MOST: f32 = 32_767.0;

@@ -15,14 +15,11 @@ use super::coder::{Noise, with_buffer};
 use super::cursor::{Cursor, floats};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
-use crate::fwht::{BLOCK_MAX, Blocks, Signs, root, rotate, rotate_back};
+use crate::fwht::{BLOCK_MAX, Blocks, ROUNDS_MAX, Signs, root, rotate, rotate_back};
 use crate::parallel::{self, Shared};
 use crate::scale::{PIECE, sum_of_products};
 use crate::stream::Purpose;
 use crate::view::View;
-
-/// The most rounds of a rotation; two are enough for every known purpose.
-const MAX_ROUNDS: u32 = 8;
 
 /// The quiet NaN that every undefined number is sent and decoded as.
 pub(super) const NAN: f32 = f32::from_bits(0x7fc0_0000);
@@ -68,10 +65,10 @@ pub(super) fn defined(value: f64) -> f32 {
 
 /// Checks a number of rounds.
 pub(super) fn check_rounds(rounds: u32) -> Result<()> {
-    if (1..=MAX_ROUNDS).contains(&rounds) {
+    if (1..=ROUNDS_MAX).contains(&rounds) {
         return Ok(());
     }
-    Err(Error::argument("rounds", format!("{rounds} is out of range; give 1 to {MAX_ROUNDS} (2 unless you know why)")))
+    Err(Error::argument("rounds", format!("{rounds} is out of range; give 1 to {ROUNDS_MAX} (2 unless you know why)")))
 }
 
 /// Whose rotation it is.

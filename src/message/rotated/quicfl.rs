@@ -16,14 +16,8 @@ use crate::fwht::BLOCK_MIN;
 use crate::pack::{pack_tile, packed_len, unpack_tile};
 use crate::parallel::{self, Shared};
 use crate::scale::PIECE;
-use crate::stream::{Purpose, Stream};
+use crate::stream::{Purpose, Stream, fraction};
 use crate::view::View;
-
-/// A private number inside (0, 1): an odd multiple of `2^-24`.
-#[inline(always)]
-fn fraction(coin: u32) -> f32 {
-    (2 * (coin >> 9) as i32 + 1) as f32 * (1.0 / 16_777_216.0)
-}
 
 /// QUIC-FL.
 #[derive(Clone, Debug)]

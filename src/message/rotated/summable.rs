@@ -10,25 +10,16 @@ use super::super::tables::QUICFL_T;
 use super::{Block, Layout, NAN, Owner, Rotation, check_rounds, defined, encode_blocks, float_at, take_scales};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
+use crate::formats::int::ROUNDER;
 use crate::fwht::{BLOCK_MIN, Blocks};
 use crate::pack::{pack_tile, packed_len, unpack_tile};
 use crate::parallel::{self, Shared};
 use crate::scale::PIECE;
-use crate::stream::{Key, Purpose, Stream};
+use crate::stream::{Key, Purpose, Stream, centred};
 use crate::view::View;
 
 /// T before it is rounded to float32.
 const LIMIT: f64 = 3.097_269_1;
-
-/// Adding 1.5 2^23 rounds a float32 below 2^22 in magnitude to an integer, ties to even.
-const ROUNDER: f32 = 12_582_912.0;
-
-/// A word as a number in (-1/2, 1/2), exact.
-#[inline(always)]
-pub(in super::super) fn dither(word: u32) -> f32 {
-    // Both summands and the sum are odd multiples of 2^-25 or less fine, so nothing is rounded.
-    (word >> 8) as i32 as f32 * (1.0 / 16_777_216.0) + (1.0 / 33_554_432.0 - 0.5)
-}
 
 /// The integer nearest to `t`, from 0 to `most`.
 #[inline(always)]
@@ -77,7 +68,7 @@ impl Summable {
             for (y, word) in piece.iter_mut().zip(drawn) {
                 let t = (*y * standard + QUICFL_T) * recip;
                 // Beyond the grid by any amount is beyond by one: the sum below must not leave the integers' range.
-                *y = nearest(t.max(-1.0).min(self.most + 1.0) + dither(*word), self.most);
+                *y = nearest(t.max(-1.0).min(self.most + 1.0) + centred(*word), self.most);
             }
         }
     }
@@ -179,7 +170,7 @@ impl Summable {
                             piece.fill(0.0);
                             for stream in &streams {
                                 stream.fill(start as u64, &mut drawn[..piece.len()]);
-                                piece.iter_mut().zip(&drawn).for_each(|(sum, word)| *sum += dither(*word));
+                                piece.iter_mut().zip(&drawn).for_each(|(sum, word)| *sum += centred(*word));
                             }
                             for (value, sum) in piece.iter_mut().zip(&total[start..]) {
                                 *value = ((*sum as f32 - *value) * self.step - middle) * scale;
@@ -315,7 +306,7 @@ impl Opened for Sent<'_> {
                     unpack_tile(level, bytes, bits, small);
                     for ((value, code), word) in out.iter_mut().zip(&*small).zip(&*drawn) {
                         let code = i32::from(*code) as f32;
-                        *value = ((code - dither(*word)) * self.codec.step - QUICFL_T) * scale;
+                        *value = ((code - centred(*word)) * self.codec.step - QUICFL_T) * scale;
                     }
                 }
             },
