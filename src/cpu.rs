@@ -108,6 +108,14 @@ impl Level {
     /// Runs `kernel` compiled for this level. Mark the closure and all it calls `#[inline(always)]`.
     #[inline(always)]
     pub fn run<R>(self, kernel: impl FnOnce() -> R) -> R {
+        let _clean = FloatState::enter();
+        self.part(kernel)
+    }
+
+    /// Runs a part of a kernel, compiled for this level, from a function that is not inlined: so it is compiled once a level,
+    /// and not into every kernel that has it. The float state is as the kernel's.
+    #[inline(always)]
+    pub(crate) fn part<R>(self, kernel: impl FnOnce() -> R) -> R {
         #[inline(never)]
         fn portable<R>(kernel: impl FnOnce() -> R) -> R {
             kernel()
@@ -122,7 +130,6 @@ impl Level {
         fn v4<R>(kernel: impl FnOnce() -> R) -> R {
             kernel()
         }
-        let _clean = FloatState::enter();
         match self.0 {
             Kind::Portable => portable(kernel),
             // SAFETY: `Level::supported` is the only maker of V3, and it asks the CPU first.

@@ -77,6 +77,11 @@ pub(crate) fn pack_tile<C: Code>(level: Level, codes: &[C], bits: u32, out: &mut
         1 => pack_bits(level, codes, out),
         4 => C::merge_nibbles(level, codes, out),
         8 => out.iter_mut().zip(codes).for_each(|(byte, &code)| *byte = code.into() as u8),
+        16 => {
+            for (bytes, &code) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                *bytes = (code.into() as u16).to_le_bytes();
+            }
+        }
         _ => pack_eights(codes, bits, out),
     }
 }
@@ -118,6 +123,12 @@ pub(crate) fn unpack_tile<C: Code>(level: Level, packed: &[u8], bits: u32, codes
         Some(codes) if bits == 4 => return simd::split_nibbles(level, packed, codes),
         Some(codes) if bits == 8 => return codes.copy_from_slice(packed),
         _ => {}
+    }
+    if bits == 16 {
+        for (bytes, code) in packed.as_chunks::<2>().0.iter().zip(codes) {
+            *code = C::low(u32::from(u16::from_le_bytes(*bytes)));
+        }
+        return;
     }
     let mask = (1_u32 << bits) - 1;
     if bits <= 4 {
@@ -203,6 +214,52 @@ pub(crate) fn unpack_trits(packed: &[u8], codes: &mut [u32]) {
             (*code, rest) = (rest % 3, rest / 3);
         }
     }
+}
+
+/// Bytes that `n` codes of three values take.
+pub const fn trits_len(n: usize) -> usize {
+    n.div_ceil(5)
+}
+
+/// Packs codes 0, 1 and 2 five a byte into `out`, which has [`trits_len`] bytes.
+pub fn pack_three<C: Code>(codes: &[C], out: &mut [u8]) -> Result<()> {
+    if let Some(index) = codes.iter().position(|&code| code.into() > 2) {
+        let code: u32 = codes[index].into();
+        return Err(Error::argument("codes", format!("element {index} is {code}; five a byte are 0, 1 or 2")));
+    }
+    for (codes, byte) in codes.chunks(5).zip(out) {
+        *byte = codes.iter().rev().fold(0, |byte, &code| 3 * byte + code.into()) as u8;
+    }
+    Ok(())
+}
+
+/// Whether there are as many bytes as `n` codes of three values take.
+pub fn check_three(packed: &[u8], n: usize) -> Result<()> {
+    let want = trits_len(n);
+    if packed.len() == want {
+        return Ok(());
+    }
+    let reason = format!("{n} codes, five a byte, take {want} bytes, but there are {}", packed.len());
+    Err(Error::argument("packed", reason))
+}
+
+/// The inverse of [`pack_three`]: bytes that it does not write are errors.
+pub fn unpack_three(packed: &[u8], codes: &mut [u8]) -> Result<()> {
+    check_three(packed, codes.len())?;
+    if let Some(index) = packed.iter().position(|byte| *byte >= 243) {
+        let reason = format!("byte {index} is {}; five codes of three values are below 243", packed[index]);
+        return Err(Error::argument("packed", reason));
+    }
+    for (codes, &byte) in codes.chunks_mut(5).zip(packed) {
+        let mut rest = byte;
+        for code in codes {
+            (*code, rest) = (rest % 3, rest / 3);
+        }
+        if rest != 0 {
+            return Err(Error::argument("packed", "the unused digits of the last byte must be zero"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether `packed` is `n` codes of `bits` bits, with zero padding.

@@ -12,6 +12,18 @@ from lowbit._core import (
     get_format,
 )
 from lowbit._describe import Description, describe
+from lowbit._factories import (
+    block_float,
+    block_format,
+    cfloat8,
+    cfloat16,
+    fixed_point,
+    float_format,
+    int_format,
+    log_grid,
+    radix_format,
+    table_format,
+)
 from lowbit._feedback import ErrorFeedback
 from lowbit._files import load, save
 from lowbit._hadamard import hadamard_transform, randomized_hadamard_transform
@@ -46,23 +58,33 @@ __all__ = [
     "Summable",
     "TernGrad",
     "__version__",
+    "block_float",
+    "block_format",
+    "cfloat8",
+    "cfloat16",
     "decode",
     "decode_mean",
     "dequantize",
     "describe",
     "encode",
     "fake_quantize",
+    "fixed_point",
+    "float_format",
     "formats",
     "get_format",
     "get_num_threads",
     "hadamard_transform",
+    "int_format",
     "load",
+    "log_grid",
     "onebit",
     "pack",
     "quantize",
+    "radix_format",
     "random_bits",
     "randomized_hadamard_transform",
     "save",
     "set_num_threads",
+    "table_format",
     "unpack",
 ]

@@ -28,6 +28,14 @@ class Format:
         """Bits per code."""
 
     @property
+    def coded(self) -> bool:
+        """Whether its numbers have codes and can be stored: at most 16 bits, and bounds."""
+
+    @property
+    def scale_format(self) -> str | None:
+        """The format of the scales, ``"e8m0"`` or ``"e4m3"``; None where they are float32."""
+
+    @property
     def values(self) -> NDArray[np.float32]:
         """The distinct values that rounding gives, ascending."""
 
@@ -83,6 +91,19 @@ def get_format(format: str | Format) -> Format:
         There is none; the message lists those there are.
     """
 
+def int_format(bits: int, symmetric: bool, signed: bool) -> Format: ...
+def radix_format(base: int, exponent_bits: int, zero: bool) -> Format: ...
+def float_format(
+    exponent_bits: int, mantissa_bits: int, bias: int | None, inf_nan: str, subnormals: bool
+) -> Format: ...
+def cfloat8(exponent_bits: int, bias: int) -> Format: ...
+def cfloat16_shp(bias: int) -> Format: ...
+def cfloat16_uhp(reserved: bool) -> Format: ...
+def fixed_point(bits: int, fraction_bits: int, symmetric: bool, clamp: bool) -> Format: ...
+def log_grid(zeta: float, delta: float, bits: int) -> Format: ...
+def table_format(values: Sequence[float]) -> Format: ...
+def block_float(bits: int) -> Format: ...
+def block_format(element: str | Format, scale_format: str, block_size: int | None) -> Format: ...
 def cpu_levels() -> list[str]: ...
 def cpu_level() -> str: ...
 def set_cpu_level(name: str) -> None: ...
@@ -114,28 +135,34 @@ def quantize(
     rounding: str,
     key: tuple[int, int] | None,
     out: NDArray[np.uint8] | None,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]: ...
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.float32] | None, float | None]: ...
 def dequantize(
     packed: NDArray[np.uint8],
     format: str | Format,
     shape: Sequence[int],
-    scale: NDArray[np.float32],
+    scale: NDArray[Any],
     offset: NDArray[np.float32] | None,
+    tensor_scale: float | None,
     axis: int | None,
     block_size: int | None,
     key: tuple[int, int] | None,
     dtype: np.dtype[Any],
     out: NDArray[Any] | None,
 ) -> NDArray[Any]: ...
+def scale_codes(format: str | Format, scale: NDArray[np.float32]) -> NDArray[np.uint8]: ...
+def scale_values(format: str | Format, codes: NDArray[np.uint8]) -> NDArray[np.float32]: ...
 def pack(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]: ...
+def pack_three(codes: NDArray[Any]) -> NDArray[np.uint8]: ...
+def unpack_three(packed: NDArray[np.uint8], n: int) -> NDArray[np.uint8]: ...
 def unpack(packed: NDArray[np.uint8], bits: int, n: int) -> NDArray[Any]: ...
 def round_with_words(
     t: NDArray[np.float32], format: str | Format, words: NDArray[np.uint32]
 ) -> NDArray[np.float32]: ...
 def quantized_check(
     packed: NDArray[np.uint8],
-    scale: NDArray[np.float32],
+    scale: NDArray[Any],
     offset: NDArray[np.float32] | None,
+    tensor_scale: float | None,
     format: str | Format,
     shape: Sequence[int],
     axis: int | None,
@@ -143,12 +170,13 @@ def quantized_check(
     key_id: bytes | None,
 ) -> int | None: ...
 def read_only(
-    packed: NDArray[np.uint8], scale: NDArray[np.float32], offset: NDArray[np.float32] | None
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]: ...
+    packed: NDArray[np.uint8], scale: NDArray[Any], offset: NDArray[np.float32] | None
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.float32] | None]: ...
 def quantized_to_bytes(
     packed: NDArray[np.uint8],
-    scale: NDArray[np.float32],
+    scale: NDArray[Any],
     offset: NDArray[np.float32] | None,
+    tensor_scale: float | None,
     format: str | Format,
     shape: Sequence[int],
     axis: int | None,
@@ -159,9 +187,9 @@ def quantized_from_bytes(
     data: bytes,
 ) -> tuple[
     NDArray[np.uint8],
-    NDArray[np.float32],
+    NDArray[Any],
     NDArray[np.float32] | None,
-    np.float32 | None,
+    float | None,
     Format,
     Sequence[int],
     int | None,

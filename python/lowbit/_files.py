@@ -74,7 +74,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
     for name, value in arrays.items():
         if isinstance(value, Quantized):
             put(name, value.packed)
-            put(f"{name}.scale", value.scale)
+            put(f"{name}.scale", value.scale if value.scale_codes is None else value.scale_codes)
             if value.offset is not None:
                 put(f"{name}.offset", value.offset)
             described[name] = {
@@ -84,6 +84,9 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Quantized | NDArray[
                 "block_size": value.block_size,
                 "key_id": None if value.key_id is None else value.key_id.hex(),
             }
+            if value.tensor_scale is not None:
+                # The shortest decimal that float64 reads back is float32's own number.
+                described[name]["tensor_scale"] = float(value.tensor_scale)
         elif isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
             put(name, value)
         else:
@@ -180,7 +183,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Quantized | NDArray[Any]]:
                 tensors[name],
                 scale,
                 offset,
-                None,
+                about.get("tensor_scale"),
                 about["format"],
                 about["shape"],
                 about["axis"],

@@ -36,18 +36,19 @@ def fake_quantize(
     x : array_like
         Any shape and layout, float16, bfloat16, float32 or float64 (which is first rounded to float32).
     format : str or Format
-        A name of ``lowbit.formats()``.
+        A name of ``lowbit.formats()``, or what a factory (`float_format`, `fixed_point`, ...) gave.
     scale : str or array_like, optional
-        A rule's name (``"amax"``, ``"minmax"``, ``"sawb"``: a format's ``scale_rules`` tell which it can use), or
-        numbers from 2**-126 to 2**126 that broadcast to `x` (with `block_size`: to its blocked shape). Default: the
-        format's own rule.
+        A rule's name (a format's ``scale_rules`` tell which it can use), or numbers from 2**-126 to 2**126 that
+        broadcast to `x` (with blocks: to its blocked shape); for a format whose scales have a format of their own,
+        numbers of that. Default: the format's own rule.
     offset : array_like, optional
         With numbers for `scale`, the number that the lowest code stands for.
     axis : int, optional
         Alone: one scale per index along this axis (a list given as `scale` is read along it). With `block_size`: the
         axis that is cut (default the last).
     block_size : int, optional
-        One scale per run of so many numbers; the last run of a row may be shorter.
+        One scale per run of so many numbers; the last run of a row may be shorter. Formats such as ``mxfp4`` have
+        their own block, and take no other.
     rounding : {"nearest", "stochastic", "dither"}
         ``"stochastic"`` goes up with the probability that makes the mean right; ``"dither"`` (formats of equal steps)
         adds a uniform number that reconstruction subtracts. Both need `key`.
@@ -73,13 +74,27 @@ def fake_quantize(
     Notes
     -----
     With ``t = fl32((x - offset) * fl32(1 / scale))`` the result is ``round(t) * scale + offset``, in float32.
-    The rule "amax" brings the largest magnitude to the format's ``reference``; "minmax" the smallest number to the
-    lowest code and the largest to the highest (PyTorch's affine convention, with the minimum as a float offset); "sawb"
-    minimises the squared error of bell-shaped weights (Choi et al., arXiv:1807.06964, with the constants 12.035
-    and 12.03 of IBM's published code): do not use it where magnitudes are all alike, since it then clips nearly all.
-    "minmax" needs a range that float32 holds (max - min finite): a group beyond that is treated as not finite. "amax"
-    on uint4 takes the largest magnitude, and all negative numbers become 0: use "minmax" for signed data. float16
-    results may be infinite where rounding goes up past 65504.
+    Numbers beyond the grid become its nearest end: also infinities where the scale is given, or 1, and also in formats
+    that have codes for infinity. The rules:
+
+    * "one": the scale 1, unseen: small floats, fixed point, log grids and tables of the caller's own.
+    * "amax" brings the largest magnitude to the format's ``reference``.
+    * "minmax" (equal steps) brings the smallest number to the lowest code and the largest to the highest (PyTorch's
+      affine convention, with the minimum as a float offset). It needs a range that float32 holds (max - min finite): a
+      group beyond that is treated as not finite. For signed data on unsigned integers use this, since "amax" makes all
+      negative numbers 0.
+    * "sawb" minimises the squared error of bell-shaped weights (Choi et al., arXiv:1807.06964, with the constants of
+      IBM's published code): do not use it where magnitudes are all alike, since it then clips nearly all.
+    * "mean" (ternary, sign): the mean magnitude, as BitNet b1.58 and XNOR-Net have it. "twn" (ternary): numbers above
+      0.7 times the mean magnitude become the mean of those (Li et al., arXiv:1605.04711).
+    * "bias" (CFloat): the least power of two that holds the largest magnitude, among those that six bits of bias say.
+    * "floor" (OCP's), "ceil", "rceil" and "even" (scales that are powers of two): from the exponent of the largest
+      magnitude, rounded down (the largest may then be clipped), up, up after dividing by the largest element, or as a
+      number of the element's precision is.
+    * "amax" and "four_over_six" of ``nvfp4``: E4M3 block scales under one float32 scale; the second chooses for every
+      block whether its largest magnitude becomes 6 or 4, by the squared error (arXiv:2512.02010).
+
+    float16 results may be infinite where rounding goes up past 65504.
 
     Examples
     --------
@@ -147,14 +162,16 @@ def quantize(
     where, size = _arguments.axis(axis), _arguments.block_size(block_size)
     given, offsets = _arguments.scaling(scale, offset, x.ndim, where, size)
     how, words = _arguments.noise(rounding, key)
-    packed, scales, shifts = _core.quantize(x, fmt, given, offsets, where, size, how, words, _arguments.out(out))
-    if size is None and where is None and x.ndim:
+    packed, scales, shifts, tensor = _core.quantize(
+        x, fmt, given, offsets, where, size, how, words, _arguments.out(out)
+    )
+    if size is None and (where is None or fmt.scale_format is not None) and x.ndim:
         size = fmt.default_block
     if size is not None and where is None:
         where = -1
     where = None if where is None else where % x.ndim
     key_id = _arguments.key_id(words) if how == "dither" and words is not None else None
-    return Quantized._trusted(packed, scales, shifts, None, fmt, x.shape, where, size, key_id)
+    return Quantized._trusted(packed, scales, shifts, tensor, fmt, x.shape, where, size, key_id)
 
 
 def dequantize(
@@ -206,26 +223,25 @@ def dequantize(
         raise _core.Error("key: not the key that these codes were dithered with")
     descr = _arguments.dtype(dtype)
     target = _arguments.out(out)
-    result = _core.dequantize(
-        q.packed, q.format, q.shape, q.scale, q.offset, q.axis, q.block_size, words, descr, target
-    )
+    result = q._dequantize(words, descr, target)
     return result if out is None else out
 
 
-def pack(codes: ArrayLike, bits: SupportsIndex) -> NDArray[np.uint8]:
+def pack(codes: ArrayLike, bits: SupportsIndex | float) -> NDArray[np.uint8]:
     """Pack codes into one flat bit string, least significant bit first.
 
     Parameters
     ----------
     codes : array_like
         uint8 or uint16, any shape (read in C order), each below ``2**bits``.
-    bits : int
-        1 to 16.
+    bits : int or 1.6
+        1 to 16; or 1.6 for codes of three values (``ternary``), five a byte.
 
     Returns
     -------
     numpy.ndarray
         uint8, shape (ceil(size * bits / 8),). Code i takes bits ``i * bits`` and up; the padding at the end is zero.
+        With 1.6 a byte is ``c[0] + 3 c[1] + 9 c[2] + 27 c[3] + 81 c[4]``.
 
     Raises
     ------
@@ -244,18 +260,19 @@ def pack(codes: ArrayLike, bits: SupportsIndex) -> NDArray[np.uint8]:
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise TypeError(f"codes: dtype {array.dtype} is not uint8 or uint16")
     native = array.dtype.newbyteorder("=")
-    return _core.pack(np.require(array, native, ["C", "A"]).reshape(-1), _arguments.within(bits, "bits", 1, 16))
+    flat = np.require(array, native, ["C", "A"]).reshape(-1)
+    return _core.pack_three(flat) if _five_a_byte(bits) else _core.pack(flat, _bits(bits))
 
 
-def unpack(packed: ArrayLike, bits: SupportsIndex, n: SupportsIndex) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def unpack(packed: ArrayLike, bits: SupportsIndex | float, n: SupportsIndex) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Unpack what `pack` packed.
 
     Parameters
     ----------
     packed : array_like
         uint8, shape (ceil(n * bits / 8),).
-    bits : int
-        1 to 16.
+    bits : int or 1.6
+        As in `pack`.
     n : int
         How many codes.
 
@@ -281,4 +298,15 @@ def unpack(packed: ArrayLike, bits: SupportsIndex, n: SupportsIndex) -> NDArray[
     if array.dtype != np.uint8 or array.ndim != 1:
         raise TypeError(f"packed: expected a one-dimensional uint8 array, got {array.ndim} dimensions of {array.dtype}")
     count = _arguments.within(n, "n", 0, (1 << 63) - 1)
-    return _core.unpack(np.require(array, None, ["C", "A"]), _arguments.within(bits, "bits", 1, 16), count)
+    flat = np.require(array, None, ["C", "A"])
+    return _core.unpack_three(flat, count) if _five_a_byte(bits) else _core.unpack(flat, _bits(bits), count)
+
+
+def _five_a_byte(bits: SupportsIndex | float) -> bool:
+    return isinstance(bits, (float, np.floating)) and float(bits) == 1.6
+
+
+def _bits(bits: SupportsIndex | float) -> int:
+    if isinstance(bits, (float, np.floating)):
+        raise _core.Error(f"bits: {bits} is out of range; give 1 to 16, or 1.6 for codes of three values, five a byte")
+    return _arguments.within(bits, "bits", 1, 16)

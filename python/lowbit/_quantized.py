@@ -29,10 +29,13 @@ class Quantized:
         uint8, shape (ceil(size * bits / 8),): the codes in C order as one flat bit string, least significant bit first.
     scale : numpy.ndarray
         float32, of as many dimensions as `shape`; broadcasts to `shape`, or with `block_size` to the blocked shape.
+        Where the format's scales have a format of their own, they are made of `scale_codes` at every access.
+    scale_codes : numpy.ndarray or None
+        uint8, of scale's shape: the scales as codes, where the format has a `scale_format` (``"e8m0"`` or ``"e4m3"``).
     offset : numpy.ndarray or None
         float32, of scale's shape: the number that the lowest code stands for.
-    tensor_scale : None
-        A second scale for the whole array: no format of this version has one.
+    tensor_scale : numpy.float32 or None
+        The scale of the whole array that multiplies all others, where the format (``nvfp4``) has one.
     format : Format
         The number format.
     shape : tuple of int
@@ -64,10 +67,10 @@ class Quantized:
     True
     """
 
-    __slots__ = ("axis", "block_size", "format", "key_id", "offset", "packed", "scale", "shape", "tensor_scale")
+    __slots__ = ("_scale", "axis", "block_size", "format", "key_id", "offset", "packed", "shape", "tensor_scale")
 
     packed: NDArray[np.uint8]
-    scale: NDArray[np.float32]
+    _scale: NDArray[Any]
     offset: NDArray[np.float32] | None
     tensor_scale: np.float32 | None
     format: _core.Format
@@ -81,7 +84,7 @@ class Quantized:
         packed: ArrayLike,
         scale: ArrayLike,
         offset: ArrayLike | None,
-        tensor_scale: None,
+        tensor_scale: float | np.float32 | None,
         format: FormatLike,
         shape: Iterable[SupportsIndex],
         axis: SupportsIndex | None,
@@ -101,9 +104,13 @@ class Quantized:
             )
         if scale is None or isinstance(scale, str):
             raise TypeError(f"scale: expected numbers, got {scale!r}")
-        scales = _plain(_arguments.float32(scale, "scale"), len(dims))
-        if tensor_scale is not None:
-            raise _core.Error(f"tensor_scale: {fmt.name} has none; give None")
+        coded = fmt.scale_format is not None
+        if coded and isinstance(scale, np.ndarray) and scale.dtype == np.uint8:
+            scales = _plain(scale, len(dims))
+        else:
+            scales = _plain(_arguments.float32(scale, "scale"), len(dims))
+            scales = _core.scale_codes(fmt, scales) if coded else scales
+        tensor = None if tensor_scale is None else _core.float32(_arguments.real(tensor_scale, "tensor_scale"))
         if key_id is not None and not isinstance(key_id, bytes):
             raise TypeError(f"key_id: expected bytes or None, got {type(key_id).__name__}")
         if key_id is not None and len(key_id) != 8:
@@ -118,8 +125,8 @@ class Quantized:
         codes = _plain(codes, 1)
         # As large as the container can say, so that whatever is read can be made.
         size = None if block_size is None else _arguments.within(block_size, "block_size", 1, (1 << 64) - 1)
-        where = _core.quantized_check(codes, scales, offsets, fmt, dims, _arguments.axis(axis), size, key_id)
-        self._fill(codes, scales, offsets, None, fmt, dims, where, size, key_id)
+        where = _core.quantized_check(codes, scales, offsets, tensor, fmt, dims, _arguments.axis(axis), size, key_id)
+        self._fill(codes, scales, offsets, tensor, fmt, dims, where, size, key_id)
 
     @classmethod
     def _trusted(cls, *fields: Any) -> Quantized:
@@ -131,9 +138,9 @@ class Quantized:
     def _fill(
         self,
         packed: NDArray[np.uint8],
-        scale: NDArray[np.float32],
+        scale: NDArray[Any],
         offset: NDArray[np.float32] | None,
-        tensor_scale: np.float32 | None,
+        tensor_scale: float | None,
         format: _core.Format,
         shape: Iterable[int],
         axis: int | None,
@@ -143,9 +150,9 @@ class Quantized:
         packed, scale, offset = _core.read_only(packed, scale, offset)
         put = object.__setattr__
         put(self, "packed", packed)
-        put(self, "scale", scale)
+        put(self, "_scale", scale)
         put(self, "offset", offset)
-        put(self, "tensor_scale", tensor_scale)
+        put(self, "tensor_scale", None if tensor_scale is None else np.float32(tensor_scale))
         put(self, "format", format)
         put(self, "shape", tuple(shape))
         put(self, "axis", axis)
@@ -169,9 +176,26 @@ class Quantized:
 
     def to_bytes(self) -> bytes:
         """Write everything but the key as one container (``docs/wire.md``)."""
-        return _core.quantized_to_bytes(
-            self.packed, self.scale, self.offset, self.format, self.shape, self.axis, self.block_size, self.key_id
-        )
+        parts = self.packed, self._scale, self.offset, self._tensor_scale
+        return _core.quantized_to_bytes(*parts, self.format, self.shape, self.axis, self.block_size, self.key_id)
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """The scales, float32, read-only."""
+        if self.scale_codes is None:
+            return self._scale
+        scales = _core.scale_values(self.format, self.scale_codes)
+        scales.flags.writeable = False
+        return scales
+
+    @property
+    def scale_codes(self) -> NDArray[np.uint8] | None:
+        """The codes of the scales, uint8, read-only, where the format's scales have a format of their own."""
+        return None if self.format.scale_format is None else self._scale
+
+    @property
+    def _tensor_scale(self) -> float | None:
+        return None if self.tensor_scale is None else float(self.tensor_scale)
 
     @property
     def codes(self) -> NDArray[Any]:
@@ -194,18 +218,23 @@ class Quantized:
     @property
     def nbytes(self) -> int:
         """Bytes that codes, scales and offsets take."""
-        return int(self.packed.nbytes + self.scale.nbytes + (0 if self.offset is None else self.offset.nbytes))
+        rest = [part.nbytes for part in (self.offset, self.tensor_scale) if part is not None]
+        return int(self.packed.nbytes + self._scale.nbytes + sum(rest))
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
             raise ValueError("a Quantized has no float array to share; np.asarray(q) computes one")
         if self.key_id is not None:
             raise _core.Error('key: these codes were made with rounding="dither"; use lowbit.dequantize(q, key=...)')
-        packed, descr = self.packed, np.dtype(np.float32)
-        result = _core.dequantize(
-            packed, self.format, self.shape, self.scale, self.offset, self.axis, self.block_size, None, descr, None
-        )
+        result = self._dequantize(None, np.dtype(np.float32), None)
         return result if dtype is None else result.astype(dtype, copy=False)
+
+    def _dequantize(
+        self, words: _arguments.Words | None, descr: np.dtype[Any], out: NDArray[Any] | None
+    ) -> NDArray[Any]:
+        parts = self._scale, self.offset, self._tensor_scale
+        shared = self.axis, self.block_size
+        return _core.dequantize(self.packed, self.format, self.shape, *parts, *shared, words, descr, out)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> bool:
         # Else NumPy would compare and compute with the numbers, unasked, or end in an error about broadcasting.

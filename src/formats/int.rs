@@ -1,6 +1,9 @@
 //! Integers: equal steps from a lowest to a highest value.
 
-use super::{Codes, Format, Grid, Sawb, moves_away};
+use std::borrow::Cow;
+
+use super::{AnyGrid, Call, Codes, Format, Grid, Sawb, moves_away};
+use crate::error::{Error, Result};
 
 /// The integers `lowest..=highest`, coded as `(value + shift) mod 2^bits`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,6 +83,10 @@ impl Grid for Int {
         // Adding zero turns -0, which integers lack, into 0.
         (floor + step).copysign(t) + 0.0
     }
+
+    fn extremes(&self) -> (f32, f32, f32) {
+        (self.lowest, 1.0, self.highest)
+    }
 }
 
 impl Codes for Int {
@@ -96,35 +103,113 @@ impl Codes for Int {
     }
 }
 
-/// SAWB's fit for 15 levels from -alpha to alpha ("403" of IBM's published code; facts/fourbit.md 2.1).
-const SAWB_15_LEVELS: Sawb = Sawb { rms_factor: 12.035, mean_factor: 12.03, levels: 7.0 };
+/// SAWB's fits for a zero and as many levels on either side of it ("103", "403", "703" and "803" of IBM's published code;
+/// facts/fourbit.md 2.1).
+const fn sawb(bits: u32) -> Option<Sawb> {
+    let (rms_factor, mean_factor) = match bits {
+        2 => (2.6, 1.71),
+        4 => (12.035, 12.03),
+        7 => (28.24, 30.81),
+        8 => (31.76, 35.04),
+        _ => return None,
+    };
+    Some(Sawb { rms_factor, mean_factor, levels: ((1_u32 << (bits - 1)) - 1) as f64 })
+}
 
-const INT4: Format = Format {
-    name: "int4",
-    bits: 4,
-    reference: 7.0,
-    default_scale: "amax",
-    default_block: None,
-    sawb: Some(SAWB_15_LEVELS),
-    source: "Sun et al., NeurIPS 2020 (INT4 weights and activations)",
-    grid: super::AnyGrid::Int(Int::signed(4, false)),
-};
+fn record(name: Cow<'static, str>, bits: u32, grid: Int, source: &'static str) -> Format {
+    Format {
+        name,
+        bits,
+        coded: true,
+        reference: grid.highest,
+        default_scale: "amax",
+        default_block: None,
+        // The fit for two bits is for three levels, of which the two-bit integers have one too few or one too many.
+        sawb: if grid.lowest < 0.0 && bits > 2 { sawb(bits) } else { None },
+        powers: None,
+        scaling: None,
+        source,
+        grid: AnyGrid::Int(grid),
+    }
+}
 
-/// The formats of this family.
-pub const FORMATS: &[Format] = &[
-    INT4,
+/// The formats of this family that have names.
+pub fn formats() -> Vec<Format> {
+    vec![
+    record(
+        Cow::Borrowed("int4"),
+        4,
+        Int::signed(4, false),
+        "Sun et al., NeurIPS 2020 (INT4 weights and activations)",
+    ),
+    record(
+        Cow::Borrowed("int4_symmetric"),
+        4,
+        Int::signed(4, true),
+        "Choi et al., arXiv:1807.06964 (SAWB, 15 levels)",
+    ),
+    record(
+        Cow::Borrowed("uint4"),
+        4,
+        Int::unsigned(4),
+        "Choi et al., arXiv:1805.06085 (PACT: activations in 16 levels from 0)",
+    ),
+    record(
+        Cow::Borrowed("int8"),
+        8,
+        Int::signed(8, false),
+        "Ma et al., arXiv:2402.17764 (BitNet b1.58: activations)",
+    ),
+    record(
+        Cow::Borrowed("int8_symmetric"),
+        8,
+        Int::signed(8, true),
+        "Choi et al., arXiv:1807.06964 (SAWB, 255 levels)",
+    ),
+    record(Cow::Borrowed("uint8"), 8, Int::unsigned(8), "ONNX QuantizeLinear (256 levels from 0)"),
     Format {
-        name: "int4_symmetric",
-        source: "Choi et al., arXiv:1807.06964 (SAWB, 15 levels)",
-        grid: super::AnyGrid::Int(Int::signed(4, true)),
-        ..INT4
+        default_scale: "mean",
+        sawb: sawb(2),
+        ..record(
+            Cow::Borrowed("ternary"),
+            2,
+            Int::around_zero(1, 2),
+            "Ma et al., arXiv:2402.17764 (BitNet b1.58: absmean); Li et al., arXiv:1605.04711 (TWN)",
+        )
     },
-    Format {
-        name: "uint4",
-        reference: 15.0,
-        sawb: None,
-        source: "Choi et al., arXiv:1805.06085 (PACT: activations in 16 levels from 0)",
-        grid: super::AnyGrid::Int(Int::unsigned(4)),
-        ..INT4
-    },
-];
+]
+}
+
+/// Integers of 2 to 8 bits.
+pub fn integer(bits: u32, symmetric: bool, signed: bool) -> Result<Format> {
+    if !(2..=8).contains(&bits) {
+        let reason = format!("{bits} is out of range; give 2 to 8 (\"sign\" has 1, fixed_point up to 16)");
+        return Err(Error::argument("bits", reason));
+    }
+    if symmetric && !signed {
+        return Err(Error::argument("symmetric", "unsigned integers have no negative side; leave one of the two out"));
+    }
+    let grid = if signed { Int::signed(bits, symmetric) } else { Int::unsigned(bits) };
+    let name = match (signed, symmetric) {
+        (true, false) => format!("int{bits}"),
+        (true, true) => format!("int{bits}_symmetric"),
+        (false, _) => format!("uint{bits}"),
+    };
+    Ok(record(Cow::Owned(name), bits, grid, "two's complement, or unsigned: lowbit.int_format"))
+}
+
+/// Reads the names that this family's factory writes.
+pub fn factory(call: &Call) -> Option<Result<Format>> {
+    if !call.arguments.is_empty() {
+        return None;
+    }
+    let bits = |digits: &str| digits.parse().ok().filter(|_| digits.len() == 1);
+    if let Some(digits) = call.family.strip_prefix("uint") {
+        return Some(integer(bits(digits)?, false, false));
+    }
+    let digits = call.family.strip_prefix("int")?;
+    match digits.strip_suffix("_symmetric") {
+        Some(digits) => Some(integer(bits(digits)?, true, true)),
+        None => Some(integer(bits(digits)?, false, true)),
+    }
+}

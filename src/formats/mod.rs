@@ -1,7 +1,18 @@
 //! Number formats as records: what a format can do ([`Grid`], [`Codes`]), what it is ([`Format`]), which there are.
 //!
-//! **To add a family**: one file with a type that implements [`Grid`] and [`Codes`] and a `FORMATS` table, and one word
-//! in `registry!`. **To add a format of a family**: one row in its `FORMATS`.
+//! **To add a family**: one file with a type that implements [`Grid`] and [`Codes`], `formats` and a `factory`, and
+//! one word in `registry!`. **To add a format of a family**: one row in its `formats`. **To add one that scales blocks**:
+//! one row in `blocks::formats`.
+//!
+//! A format's name is how it is made: `Format::named` makes whatever a factory's name says, so that a container needs no
+//! more than the name.
+
+use std::borrow::Cow;
+use std::sync::{Arc, LazyLock};
+
+use crate::error::{Error, Result};
+
+pub mod blocks;
 
 /// A set of float32 values ("the grid") and how to round to it. Rounding is on `t`, the number in units of its scale.
 pub trait Grid: Copy + Send + Sync {
@@ -16,6 +27,9 @@ pub trait Grid: Copy + Send + Sync {
     /// One of the two neighbours of `t`, the upper one iff `word < floor(p 2^32)` with `p` the fraction of the way up.
     /// Beyond the grid: its end. On the grid: `t`. NaN gives any value.
     fn stochastic(&self, t: f32, word: u32) -> f32;
+
+    /// The lowest value, the smallest positive one and the highest.
+    fn extremes(&self) -> (f32, f32, f32);
 }
 
 /// A grid whose values have codes of at most 16 bits, that is: can be stored.
@@ -25,7 +39,45 @@ pub trait Codes: Grid {
 
     /// The value of a code.
     fn decode(&self, code: u32) -> f32;
+
+    /// The code of what `nearest` gives, where there is a shorter way.
+    #[inline(always)]
+    fn nearest_code(&self, t: f32) -> u32 {
+        self.encode(self.nearest(t))
+    }
+
+    /// The code of what `stochastic` gives, where there is a shorter way.
+    #[inline(always)]
+    fn stochastic_code(&self, t: f32, word: u32) -> u32 {
+        self.encode(self.stochastic(t, word))
+    }
 }
+
+/// A grid as a format keeps it: itself, or for one with memory of its own what a kernel borrows.
+pub trait Family {
+    /// What kernels get.
+    type Kernel<'a>: Codes
+    where
+        Self: 'a;
+
+    /// The grid for a kernel.
+    fn kernel(&self) -> Self::Kernel<'_>;
+}
+
+impl<G: Codes> Family for G {
+    type Kernel<'a>
+        = G
+    where
+        G: 'a;
+
+    #[inline(always)]
+    fn kernel(&self) -> G {
+        *self
+    }
+}
+
+/// No name that a factory writes is longer.
+const LONGEST_NAME: usize = 1 << 13;
 
 /// A generic operation over a grid; see [`AnyGrid::visit`].
 pub trait Visit {
@@ -48,12 +100,14 @@ pub struct Sawb {
 }
 
 /// What a format is: facts that hold for all its numbers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Format {
-    /// The name users give.
-    pub name: &'static str,
+    /// The name users give, and how it is made.
+    pub name: Cow<'static, str>,
     /// Bits per code.
     pub bits: u32,
+    /// Whether its numbers have codes: at most 16 bits, and bounds.
+    pub coded: bool,
     /// The value that `amax` is scaled to.
     pub reference: f32,
     /// The scale rule that `scale=None` means.
@@ -62,64 +116,153 @@ pub struct Format {
     pub default_block: Option<usize>,
     /// SAWB's constants, where somebody has fitted them.
     pub sawb: Option<Sawb>,
+    /// The lowest and highest k of the scales `2^k` that change a format's bias, where one can be configured.
+    pub powers: Option<(i32, i32)>,
+    /// The format of the scales, where not any float32 will do.
+    pub scaling: Option<blocks::Scaling>,
     /// Where the format is defined.
     pub source: &'static str,
     /// How to round and code.
     pub grid: AnyGrid,
 }
 
+impl PartialEq for Format {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
 /// Lists the families: a module and its type for each. This is the one place that names them.
 macro_rules! registry {
-    ($($module:ident :: $family:ident),* $(,)?) => {
+    ($($module:ident : $($family:ident)+),* $(,)?) => {
         $(pub mod $module;)*
 
         /// A grid of any family.
-        #[derive(Clone, Copy, Debug, PartialEq)]
+        #[derive(Clone, Debug, PartialEq)]
         pub enum AnyGrid {
-            $(
+            $($(
                 #[doc = concat!("See [`", stringify!($module), "`].")]
                 $family($module::$family)
-            ),*
+            ),+),*
         }
 
         impl AnyGrid {
             /// Runs a generic operation with the concrete grid.
             #[inline(always)]
-            pub fn visit<V: Visit>(self, operation: V) -> V::Out {
+            pub fn visit<V: Visit>(&self, operation: V) -> V::Out {
                 match self {
-                    $(AnyGrid::$family(grid) => operation.visit(grid)),*
+                    $($(AnyGrid::$family(grid) => operation.visit(grid.kernel())),+),*
                 }
             }
         }
 
-        $(
+        $($(
             impl From<$module::$family> for AnyGrid {
                 fn from(grid: $module::$family) -> Self {
                     AnyGrid::$family(grid)
                 }
             }
-        )*
+        )+)*
 
-        /// Every registered format, in order.
-        pub fn all() -> impl Iterator<Item = &'static Format> {
-            [$($module::FORMATS),*].into_iter().flatten()
+        /// Every format that one of the families has a name for.
+        fn listed() -> Vec<Format> {
+            [$($module::formats()),*, blocks::formats()].concat()
+        }
+
+        /// What the factory of a family makes of this call.
+        fn made(call: &Call) -> Option<Result<Format>> {
+            $(if let Some(format) = $module::factory(call) { return Some(format); })*
+            blocks::factory(call)
         }
     };
 }
 
-registry! { int::Int, radix4::Radix4 }
+registry! {
+    int: Int, radix4: Radix4, sign: Sign, radix: Radix, table: Table Lookup, minifloat: Minifloat, fixed: Fixed,
+}
+
+/// Those of four bits, which this house is built for, come first.
+static REGISTRY: LazyLock<Vec<Arc<Format>>> = LazyLock::new(|| {
+    let mut formats = listed();
+    formats.sort_by_key(|format| format.bits != 4);
+    formats.into_iter().map(Arc::new).collect()
+});
+
+/// Every registered format, in order.
+pub fn all() -> impl Iterator<Item = &'static Arc<Format>> {
+    REGISTRY.iter()
+}
+
+/// A name of the form `family(argument,argument)`; without parentheses there are no arguments.
+pub struct Call<'a> {
+    /// What stands before the parenthesis.
+    pub family: &'a str,
+    /// What stands between commas.
+    pub arguments: Vec<&'a str>,
+}
+
+impl<'a> Call<'a> {
+    fn new(name: &'a str) -> Option<Self> {
+        let Some((family, rest)) = name.split_once('(') else { return Some(Call { family: name, arguments: vec![] }) };
+        // Only the outermost commas part arguments: an element may have arguments of its own.
+        let (mut depth, mut arguments, mut first) = (0_usize, vec![], 0);
+        let inner = rest.strip_suffix(')')?;
+        for (at, byte) in inner.bytes().enumerate() {
+            match byte {
+                b'(' => depth += 1,
+                b')' => depth = depth.checked_sub(1)?,
+                b',' if depth == 0 => {
+                    arguments.push(&inner[first..at]);
+                    first = at + 1;
+                }
+                _ => {}
+            }
+        }
+        arguments.push(&inner[first..]);
+        (depth == 0).then_some(Call { family, arguments })
+    }
+}
 
 impl Format {
-    /// The registered format of this name.
-    pub fn named(name: &str) -> crate::error::Result<&'static Format> {
-        all().find(|format| format.name == name).ok_or_else(|| crate::error::Error::Unknown {
-            argument: "format",
-            name: name.into(),
-            known: all().map(|format| format.name).collect::<Vec<_>>().join(", "),
-        })
+    /// The format of this name, a registered one or what a factory makes.
+    pub fn named(name: &str) -> Result<Arc<Format>> {
+        if let Some(format) = all().find(|format| format.name == name) {
+            return Ok(format.clone());
+        }
+        // A name that has been read has gone through every check, so it cannot be deeper than what was made.
+        let made = if name.len() <= LONGEST_NAME { Call::new(name).as_ref().and_then(made) } else { None };
+        match made {
+            Some(format) => Ok(format?.registered()),
+            None => Err(Error::Unknown {
+                argument: "format",
+                name: name.chars().take(80).collect(),
+                known: all().map(|format| &*format.name).collect::<Vec<_>>().join(", ")
+                    + ", and the names that factories give, such as \"float(4,3,bias=11)\"",
+            }),
+        }
     }
 
-    /// The grid of equal steps, where this format is one.
+    /// The registered format that this is, or this as one of its own.
+    pub fn registered(self) -> Arc<Format> {
+        let same = |other: &&Arc<Format>| {
+            other.grid == self.grid
+                && other.scaling == self.scaling
+                && (other.default_scale, other.default_block, other.powers)
+                    == (self.default_scale, self.default_block, self.powers)
+        };
+        all().find(same).cloned().unwrap_or_else(|| Arc::new(self))
+    }
+
+    /// Refuses to store numbers that have no codes.
+    pub fn check_coded(&self) -> Result<()> {
+        if self.coded {
+            return Ok(());
+        }
+        let why = if self.bits > 16 { format!("{} bits, codes at most 16", self.bits) } else { "no bounds".into() };
+        Err(Error::argument("format", format!("{} has {why}; use fake_quantize, or a coded format", self.name)))
+    }
+
+    /// The grid of equal steps, where this format is one and its scales may be any.
     pub fn uniform(&self) -> Option<int::Int> {
         struct Uniform;
         impl Visit for Uniform {
@@ -128,10 +271,22 @@ impl Format {
                 grid.uniform()
             }
         }
-        self.grid.visit(Uniform)
+        if self.scaling.is_some() { None } else { self.grid.visit(Uniform) }
     }
 
-    /// The value of every code, by code.
+    /// The lowest value, the smallest positive one and the highest.
+    pub fn extremes(&self) -> (f32, f32, f32) {
+        struct Extremes;
+        impl Visit for Extremes {
+            type Out = (f32, f32, f32);
+            fn visit<G: Codes>(self, grid: G) -> (f32, f32, f32) {
+                grid.extremes()
+            }
+        }
+        self.grid.visit(Extremes)
+    }
+
+    /// The value of every code, by code, of a coded format.
     pub fn decode_table(&self) -> Vec<f32> {
         struct Table(u32);
         impl Visit for Table {
@@ -176,6 +331,25 @@ pub(crate) fn moves_away(q: f32, word: u32, negative: u32) -> u32 {
     let d = (q * 65_536.0 - high) * 65_536.0;
     let below = if low < d { negative } else { 0 };
     below | if low + 1.0 <= d { u32::MAX } else { 0 }
+}
+
+/// How far a fraction of the way reaches among the 2^31 words that [`goes`] tells apart: its floor.
+#[inline(always)]
+pub(crate) fn threshold(q: f32) -> i32 {
+    /// The largest float32 below 2^31: where rounding has brought a fraction to 1, and for NaN.
+    const MOST: f32 = 2_147_483_520.0;
+    let scaled = q * 2_147_483_648.0;
+    let scaled = if scaled < MOST { scaled } else { MOST };
+    let scaled = if scaled > 0.0 { scaled } else { 0.0 };
+    // SAFETY: from 0 to MOST, never NaN: i32 holds it. (`as` would check again, lane by lane.)
+    unsafe { scaled.to_int_unchecked() }
+}
+
+/// Whether a word is among the first `threshold` of 2^31 pairs: all ones if it is, else zero. The word of a number whose
+/// magnitude is rounded is inverted below zero, so that "away" there is "not up".
+#[inline(always)]
+pub(crate) fn goes(word: u32, threshold: i32) -> u32 {
+    if ((word >> 1) as i32) < threshold { u32::MAX } else { 0 }
 }
 
 /// `yes` where the mask is all ones, `no` where it is zero.

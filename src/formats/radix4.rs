@@ -3,7 +3,10 @@
 //! Source: Sun et al., "Ultra-Low Precision 4-bit Training of Deep Neural Networks", NeurIPS 2020: figure 2c and equation 1
 //! for the even phase, section 3.3 and figure 4a for the odd one.
 
-use super::{AnyGrid, Codes, Format, Grid, choose, moves_away};
+use std::borrow::Cow;
+
+use super::{AnyGrid, Call, Codes, Format, Grid, choose, moves_away};
+use crate::error::Result;
 
 /// Zero and sign times power: code 0 is zero, `sign << 3 | e` with e = 1..7 is `+-4^(e - 4)`, or half of that in the odd
 /// phase.
@@ -64,6 +67,10 @@ impl Grid for Radix4 {
         let negative = ((t.to_bits() as i32) >> 31) as u32;
         with_sign(choose(moves_away(q, word, negative), far, near), t)
     }
+
+    fn extremes(&self) -> (f32, f32, f32) {
+        (-self.largest, self.smallest, self.largest)
+    }
 }
 
 impl Codes for Radix4 {
@@ -83,25 +90,37 @@ impl Codes for Radix4 {
     }
 }
 
-const EVEN: Format = Format {
-    name: "radix4",
+pub(super) fn even() -> Format {
+    Format {
+    name: Cow::Borrowed("radix4"),
     bits: 4,
+    coded: true,
     reference: 64.0,
     default_scale: "amax",
     default_block: None,
     sawb: None,
+    powers: None,
+    scaling: None,
     source: "Sun et al., NeurIPS 2020, figure 2c and equation 1 (the even phase)",
     grid: AnyGrid::Radix4(Radix4::phase(false)),
-};
+    }
+}
 
 /// The two phases of two-phase rounding. Both scale `amax` to 64, so the odd phase clips the largest number to 32: at one
 /// shared scale their errors have opposite signs, which is the point.
-pub const FORMATS: &[Format] = &[
-    EVEN,
+pub fn formats() -> Vec<Format> {
+    vec![
+    even(),
     Format {
-        name: "radix4_odd",
+        name: Cow::Borrowed("radix4_odd"),
         source: "Sun et al., NeurIPS 2020, section 3.3, figure 4a (the odd phase: half of the even grid)",
         grid: AnyGrid::Radix4(Radix4::phase(true)),
-        ..EVEN
+        ..even()
     },
-];
+]
+}
+
+/// This family's formats are made by that of [`super::radix`].
+pub fn factory(_: &Call) -> Option<Result<Format>> {
+    None
+}

@@ -1,21 +1,24 @@
 //! Any registered format as a codec: scales and packed codes, as `quantize` makes them with the format's own scale rule.
 
+use std::sync::Arc;
+
 use super::coder::{Coder, Noise, Opened, Pieces, room};
 use super::cursor::{Cursor, floats};
+use super::quantized::check_scales;
 use super::rotated::NAN;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::formats::Format;
 use crate::pack::packed_len;
-use crate::quantize::{self, Given, Grouping, Rounding, Scaling, Spec, observe_all};
-use crate::scale::{Rule, SCALE_RANGE, Statistic};
+use crate::quantize::{self, Given, Grouping, Rounding, Scaling, Spec, observe_all, tensor_scale};
+use crate::scale::{Rule, Statistic};
 use crate::stream::Purpose;
 use crate::view::{View, ViewMut};
 
 /// A format's codes.
 #[derive(Clone, Debug)]
 pub(super) struct Packed {
-    format: &'static Format,
+    format: Arc<Format>,
     block_size: Option<usize>,
     stochastic: bool,
 }
@@ -23,19 +26,29 @@ pub(super) struct Packed {
 impl Packed {
     pub fn new(format: &str, block_size: usize, rounding: u8) -> Result<Self> {
         let format = Format::named(format)?;
+        format.check_coded()?;
         if rounding > 1 {
             return Err(Error::argument("rounding", format!("code {rounding} is neither nearest nor stochastic")));
         }
-        Ok(Packed { format, block_size: (block_size > 0).then_some(block_size), stochastic: rounding == 1 })
+        let block_size = (block_size > 0).then_some(block_size);
+        if block_size.is_some() && format.scaling.is_some() && format.default_block.is_some() {
+            return Err(Error::argument("block_size", format!("{} has its own; leave it out", format.name)));
+        }
+        Ok(Packed { format, block_size, stochastic: rounding == 1 })
     }
 
     fn grouping(&self, ndim: usize) -> Result<Grouping> {
-        let default_block = self.format.default_block.filter(|_| ndim > 0);
-        Grouping::new(ndim, None, self.block_size.or(default_block))
+        let block = self.block_size.or(self.format.default_block);
+        // A number alone is a block of its own.
+        Grouping::new(ndim, None, block.filter(|_| ndim > 0))
     }
 
     fn rule(&self) -> Result<&'static Rule> {
-        Rule::named(self.format.default_scale, self.format)
+        Rule::named(self.format.default_scale, &self.format)
+    }
+
+    fn has_tensor_scale(&self) -> bool {
+        self.format.scaling.is_some_and(|scaling| scaling.format.has_tensor_scale())
     }
 }
 
@@ -47,12 +60,25 @@ impl Coder for Packed {
         let mut scales: Vec<f32> = vec![NAN; grouping.scale_shape(x.shape()).iter().product()];
         let mut packed = vec![0; packed_len(x.len(), self.format.bits)];
         let finite = observe_all(x, Statistic::Amax).is_finite();
+        let mut tensor = NAN;
         if finite {
-            let spec = Spec { format: self.format, grouping, rounding };
+            tensor = tensor_scale(x, &self.format, self.rule()?);
+            let spec = Spec { format: &self.format, grouping, rounding, tensor };
             quantize::quantize(x, spec, Scaling::Rule(self.rule()?, &mut scales, &mut []), &mut packed)?;
         }
-        for (place, scale) in room(out, 4 * scales.len()).as_chunks_mut::<4>().0.iter_mut().zip(&scales) {
-            *place = scale.to_le_bytes();
+        if self.has_tensor_scale() {
+            out.extend(tensor.to_le_bytes());
+        }
+        match self.format.scaling {
+            Some(scaling) => {
+                let code = |scale: &f32| if finite { scaling.format.encode(*scale) } else { ALL_ONES };
+                out.extend(scales.iter().map(code));
+            }
+            None => {
+                for (place, scale) in room(out, 4 * scales.len()).as_chunks_mut::<4>().0.iter_mut().zip(&scales) {
+                    *place = scale.to_le_bytes();
+                }
+            }
         }
         out.extend(packed);
         Ok(finite)
@@ -62,15 +88,38 @@ impl Coder for Packed {
         let grouping = self.grouping(shape.len())?;
         let scale_shape = grouping.scale_shape(shape);
         let count = scale_shape.iter().product::<usize>();
-        let scales = payload.take(count.checked_mul(4).ok_or_else(|| Error::decode("more scales than can be"))?)?;
-        let (least, most) = SCALE_RANGE;
-        let undefined = floats(scales).all(f32::is_nan);
-        if let Some(scale) = floats(scales).find(|scale| !undefined && !(least..=most).contains(scale)) {
-            return Err(Error::decode(format!("a scale is {scale}, but must lie between 2^-126 and 2^126")));
+        let tensor = if self.has_tensor_scale() { payload.float()? } else { 1.0 };
+        let (scales, undefined) = match self.format.scaling {
+            Some(scaling) => {
+                let codes = payload.take(count)?;
+                let undefined = codes.iter().all(|code| *code == ALL_ONES);
+                (codes.iter().map(|code| scaling.format.decode(*code)).collect::<Vec<_>>(), undefined)
+            }
+            None => {
+                let bytes = count.checked_mul(4).ok_or_else(|| Error::decode("more scales than can be"))?;
+                let scales = payload.take(bytes)?;
+                let undefined = floats(scales).all(f32::is_nan);
+                if !undefined {
+                    check_scales("scale", floats(scales)).map_err(|error| Error::decode(error.to_string()))?;
+                }
+                (if undefined { vec![] } else { floats(scales).collect() }, undefined)
+            }
+        };
+        if !undefined && (scales.iter().any(|scale| scale.is_nan()) || check_scales("", [tensor].into_iter()).is_err())
+        {
+            return Err(Error::decode("a scale is no positive number of its format"));
         }
         let packed = payload.packed(shape.iter().product(), self.format.bits)?;
-        let scales = if undefined { vec![] } else { floats(scales).collect() };
-        Ok(Box::new(Sent { format: self.format, grouping, shape: shape.to_vec(), scale_shape, scales, packed }))
+        let scales = if undefined { vec![] } else { scales };
+        Ok(Box::new(Sent {
+            format: &self.format,
+            grouping,
+            shape: shape.to_vec(),
+            scale_shape,
+            scales,
+            tensor,
+            packed,
+        }))
     }
 
     fn needs_key(&self) -> bool {
@@ -78,13 +127,17 @@ impl Coder for Packed {
     }
 }
 
+/// The code of no scale in either format of scales.
+const ALL_ONES: u8 = 0xff;
+
 struct Sent<'a> {
-    format: &'static Format,
+    format: &'a Format,
     grouping: Grouping,
     shape: Vec<usize>,
     scale_shape: Vec<usize>,
     /// None if some number was not finite.
     scales: Vec<f32>,
+    tensor: f32,
     packed: &'a [u8],
 }
 
@@ -98,7 +151,8 @@ impl Opened for Sent<'_> {
             out.fill(NAN);
             return Ok(());
         }
-        let spec = Spec { format: self.format, grouping: self.grouping, rounding: Rounding::Nearest };
+        let (format, grouping, tensor) = (self.format, self.grouping, self.tensor);
+        let spec = Spec { format, grouping, rounding: Rounding::Nearest, tensor };
         // Dense strides, 0 where a scale serves the whole dimension.
         let blocked = self.grouping.blocked_shape(&self.shape);
         let mut strides = vec![0; self.scale_shape.len()];

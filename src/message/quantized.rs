@@ -1,5 +1,7 @@
 //! A quantized array in the container: kind 1.
 
+use std::sync::Arc;
+
 use super::cursor::Cursor;
 pub use super::cursor::floats;
 use super::header::{Header, count};
@@ -22,7 +24,7 @@ const NO_AXIS: u8 = 0xff;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
     /// The number format.
-    pub format: &'static str,
+    pub format: Arc<Format>,
     /// The array's shape.
     pub shape: Vec<usize>,
     /// How scales are shared.
@@ -40,12 +42,56 @@ pub struct Quantized {
 /// The parts of a payload, borrowed from the container's bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Parts<'a> {
-    /// Scales, little-endian float32.
+    /// The scale of the whole tensor, little-endian float32; empty if the format has none.
+    pub tensor_scale: &'a [u8],
+    /// Scales, little-endian float32; a byte each where the format says what they are.
     pub scale: &'a [u8],
     /// Offsets, little-endian float32; empty if there are none.
     pub offset: &'a [u8],
     /// Packed codes.
     pub packed: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    /// In the order in which they are written.
+    fn pieces(&self) -> [&'a [u8]; 4] {
+        [self.tensor_scale, self.scale, self.offset, self.packed]
+    }
+}
+
+/// Refuses scales whose reciprocals are not exact enough.
+pub(super) fn check_scales(argument: &'static str, mut scales: impl Iterator<Item = f32>) -> Result<()> {
+    let (least, most) = SCALE_RANGE;
+    match scales.find(|scale| !(least..=most).contains(scale)) {
+        Some(scale) => Err(Error::argument(argument, format!("{scale} is out of range; give 2^-126 to 2^126"))),
+        None => Ok(()),
+    }
+}
+
+/// A format's name after its length: one byte, or zero and two bytes.
+fn write_name(name: &str, bytes: &mut Vec<u8>) {
+    if let Ok(length) = u8::try_from(name.len()) {
+        bytes.push(length);
+    } else {
+        bytes.push(0);
+        bytes.extend((name.len() as u16).to_le_bytes());
+    }
+    bytes.extend(name.bytes());
+}
+
+/// The inverse of [`write_name`].
+fn read_name<'a>(cursor: &mut Cursor<'a>) -> Result<&'a str> {
+    let length = match cursor.byte()? {
+        0 => {
+            let length = u16::from_le_bytes([cursor.byte()?, cursor.byte()?]);
+            if length <= 255 {
+                return Err(Error::decode("a short name with a long length"));
+            }
+            usize::from(length)
+        }
+        length => usize::from(length),
+    };
+    str::from_utf8(cursor.take(length)?).map_err(|_| Error::decode("the format's name is not text"))
 }
 
 impl Quantized {
@@ -55,12 +101,12 @@ impl Quantized {
         parameters.extend((self.block_size.unwrap_or(0) as u64).to_le_bytes());
         self.scale_shape.iter().for_each(|length| parameters.extend((*length as u64).to_le_bytes()));
         parameters.push(self.axis.map_or(NO_AXIS, |axis| axis as u8));
-        parameters.push(self.format.len() as u8);
-        parameters.extend(self.format.bytes());
+        write_name(&self.format.name, &mut parameters);
         let flags = if self.has_offset { HAS_OFFSET } else { 0 } | if self.key_id.is_some() { DITHERED } else { 0 };
         let key_id = self.key_id.unwrap_or(0);
         let header = Header { kind: KIND, codec: 0, flags, key_id, sender: 0, shape: self.shape.clone(), parameters };
-        let (head, framed) = header.to_bytes(parts.scale.len() + parts.offset.len() + parts.packed.len())?;
+        let payload = parts.pieces().into_iter().map(<[u8]>::len).sum();
+        let (head, framed) = header.to_bytes(payload)?;
         let length = head.len() + framed;
         Ok((head, length))
     }
@@ -80,13 +126,14 @@ impl Quantized {
         let block_size = parameters.size()?;
         let scale_shape = header.shape.iter().map(|_| parameters.size()).collect::<Result<Vec<usize>>>()?;
         let axis = parameters.byte()?;
-        let length = usize::from(parameters.byte()?);
-        let name = parameters.take(length)?;
+        let name = read_name(&mut parameters)?;
         parameters.end("parameters")?;
-        let name = str::from_utf8(name).map_err(|_| Error::decode("the format's name is not text"))?;
         let format = Format::named(name).map_err(|error| Error::decode(error.to_string()))?;
+        if format.name != name {
+            return Err(Error::decode(format!("the format {name:?} is called {}", format.name)));
+        }
         let this = Quantized {
-            format: format.name,
+            format: format.clone(),
             axis: (axis != NO_AXIS).then_some(axis as usize),
             block_size: (block_size > 0).then_some(block_size),
             key_id: (header.flags & DITHERED != 0).then_some(header.key_id),
@@ -95,47 +142,67 @@ impl Quantized {
             shape: header.shape.clone(),
         };
         let decode = |error: Error| Error::decode(error.to_string());
-        let (codes, scales) = this.layout(format).map_err(decode)?;
-        let scales = scales.checked_mul(4).ok_or_else(|| Error::decode("too many scales"))?;
+        let (codes, scales) = this.layout().map_err(decode)?;
+        let scales = scales.checked_mul(this.scale_bytes()).ok_or_else(|| Error::decode("too many scales"))?;
         if this.key_id.is_none() && header.key_id != 0 {
             return Err(Error::decode("a key id without dither"));
         }
         let mut payload = Cursor(payload);
+        let tensor_scale = payload.take(if this.has_tensor_scale() { 4 } else { 0 })?;
         let scale = payload.take(scales)?;
         let offset = payload.take(if this.has_offset { scales } else { 0 })?;
         let packed = payload.take(packed_len(codes, format.bits))?;
         if payload.0.len() >= 16 || payload.0.iter().any(|byte| *byte != 0) {
             return Err(Error::decode("the payload's padding is not zero"));
         }
-        this.check(floats(scale), floats(offset), packed).map_err(decode)?;
-        Ok((this, Parts { scale, offset, packed }))
+        let parts = Parts { tensor_scale, scale, offset, packed };
+        this.check(parts).map_err(decode)?;
+        Ok((this, parts))
+    }
+
+    /// Whether there is a scale for the whole tensor.
+    pub fn has_tensor_scale(&self) -> bool {
+        self.format.scaling.is_some_and(|scaling| scaling.format.has_tensor_scale())
+    }
+
+    /// How many bytes a scale takes.
+    fn scale_bytes(&self) -> usize {
+        if self.format.scaling.is_some() { 1 } else { 4 }
     }
 
     /// Checks everything that a reader will, so that what passes can be written, read and dequantized.
-    pub fn check(
-        &self,
-        mut scale: impl Iterator<Item = f32>,
-        mut offset: impl Iterator<Item = f32>,
-        packed: &[u8],
-    ) -> Result<()> {
-        let format = Format::named(self.format)?;
-        let (codes, _) = self.layout(format)?;
-        let (least, most) = SCALE_RANGE;
-        if let Some(scale) = scale.find(|scale| !(least..=most).contains(scale)) {
-            return Err(Error::argument("scale", format!("{scale} is out of range; give 2^-126 to 2^126")));
+    pub fn check(&self, parts: Parts) -> Result<()> {
+        let (codes, _) = self.layout()?;
+        check_scales("tensor_scale", floats(parts.tensor_scale))?;
+        match self.format.scaling {
+            None => check_scales("scale", floats(parts.scale))?,
+            Some(scaling) => {
+                if let Some(code) = parts.scale.iter().find(|code| scaling.format.decode(**code).is_nan()) {
+                    let reason = format!("code {code} is no positive number in {}", scaling.format.name());
+                    return Err(Error::argument("scale", reason));
+                }
+            }
         }
-        if let Some(offset) = offset.find(|offset| !offset.is_finite()) {
+        if let Some(offset) = floats(parts.offset).find(|offset| !offset.is_finite()) {
             return Err(Error::argument("offset", format!("{offset} is not finite")));
         }
-        check_packed("packed", packed, codes, format.bits)
+        check_packed("packed", parts.packed, codes, self.format.bits)
     }
 
     /// Checks that the layout makes sense; gives the numbers of codes and of scales.
-    fn layout(&self, format: &Format) -> Result<(usize, usize)> {
+    fn layout(&self) -> Result<(usize, usize)> {
+        let format = &self.format;
+        format.check_coded()?;
         let codes = count(&self.shape)?;
         let grouping = Grouping::new(self.shape.len(), self.axis.map(|axis| axis as isize), self.block_size)?;
         if self.block_size.is_some() && self.axis.is_none() {
             return Err(Error::argument("axis", "blocks lie along one; give it"));
+        }
+        if format.scaling.is_some() && format.default_block.is_some() && self.block_size != format.default_block {
+            let size = format.default_block.unwrap_or(0);
+            if !(self.block_size.is_none() && self.shape.is_empty()) {
+                return Err(Error::argument("block_size", format!("{} has blocks of {size}", format.name)));
+            }
         }
         for (argument, given) in [("offset", self.has_offset), ("key_id", self.key_id.is_some())] {
             if given && format.uniform().is_none() {
@@ -157,7 +224,7 @@ pub fn fill(head: &[u8], parts: Parts, memory: &mut [u8]) {
     let (place, payload) = memory.split_at_mut(head.len());
     place.copy_from_slice(head);
     let mut rest = &mut *payload;
-    for piece in [parts.scale, parts.offset, parts.packed] {
+    for piece in parts.pieces() {
         let (place, after) = rest.split_at_mut(piece.len());
         place.copy_from_slice(piece);
         rest = after;

@@ -10,7 +10,6 @@ use pyo3::types::PyBytes;
 use super::array::{fill_new, slice_of};
 use super::error::Error;
 use super::format::{Format, record};
-use crate::formats::Format as Record;
 use crate::message::quantized::{Parts, Quantized, fill, floats};
 use crate::quantize::Grouping;
 
@@ -19,8 +18,10 @@ type Untyped<'py> = Bound<'py, PyUntypedArray>;
 /// The fields of a quantized array, borrowed from Python's.
 struct Fields<'a> {
     record: Quantized,
-    scale: &'a [f32],
-    offset: &'a [f32],
+    tensor_scale: Vec<u8>,
+    /// Little-endian float32, or codes.
+    scale: Cow<'a, [u8]>,
+    offset: Cow<'a, [u8]>,
     packed: &'a [u8],
 }
 
@@ -29,6 +30,7 @@ impl<'a> Fields<'a> {
         packed: &'a Untyped<'_>,
         scale: &'a Untyped<'_>,
         offset: Option<&'a Untyped<'_>>,
+        tensor_scale: Option<f32>,
         format: &Bound<'_, PyAny>,
         (shape, axis, block_size): (Vec<usize>, Option<usize>, Option<usize>),
         key_id: Option<[u8; 8]>,
@@ -36,9 +38,16 @@ impl<'a> Fields<'a> {
         if offset.is_some_and(|offset| offset.shape() != scale.shape()) {
             return Err(Error::new_err("offset: its shape is not that of scale"));
         }
+        let format = record(format)?;
+        let has_tensor_scale = format.scaling.is_some_and(|scaling| scaling.format.has_tensor_scale());
+        if tensor_scale.is_some() != has_tensor_scale {
+            let what = if has_tensor_scale { "needs one: a float32" } else { "has none; give None" };
+            return Err(Error::new_err(format!("tensor_scale: {} {what}", format.name)));
+        }
+        let few_bits = format.scaling.is_some();
         Ok(Fields {
             record: Quantized {
-                format: record(format)?.name,
+                format,
                 shape,
                 axis,
                 block_size,
@@ -46,10 +55,19 @@ impl<'a> Fields<'a> {
                 scale_shape: scale.shape().to_vec(),
                 has_offset: offset.is_some(),
             },
-            scale: slice_of("scale", scale)?,
-            offset: offset.map(|offset| slice_of("offset", offset)).transpose()?.unwrap_or_default(),
+            tensor_scale: tensor_scale.map(|scale| scale.to_le_bytes().to_vec()).unwrap_or_default(),
+            scale: if few_bits {
+                Cow::Borrowed(slice_of("scale", scale)?)
+            } else {
+                little_endian(slice_of("scale", scale)?)
+            },
+            offset: offset.map(|offset| slice_of("offset", offset).map(little_endian)).transpose()?.unwrap_or_default(),
             packed: slice_of("packed", packed)?,
         })
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        Parts { tensor_scale: &self.tensor_scale, scale: &self.scale, offset: &self.offset, packed: self.packed }
     }
 }
 
@@ -60,6 +78,7 @@ pub(super) fn quantized_check<'py>(
     packed: Untyped<'py>,
     scale: Untyped<'py>,
     offset: Option<Untyped<'py>>,
+    tensor_scale: Option<f32>,
     format: &Bound<'py, PyAny>,
     shape: Vec<usize>,
     axis: Option<isize>,
@@ -70,8 +89,9 @@ pub(super) fn quantized_check<'py>(
         Grouping::Array => None,
         Grouping::Axis(axis) | Grouping::Blocks { axis, .. } => Some(axis),
     };
-    let fields = Fields::new(&packed, &scale, offset.as_ref(), format, (shape, axis, block_size), key_id)?;
-    py.detach(|| fields.record.check(fields.scale.iter().copied(), fields.offset.iter().copied(), fields.packed))?;
+    let fields =
+        Fields::new(&packed, &scale, offset.as_ref(), tensor_scale, format, (shape, axis, block_size), key_id)?;
+    py.detach(|| fields.record.check(fields.parts()))?;
     Ok(axis)
 }
 
@@ -81,15 +101,16 @@ pub(super) fn quantized_to_bytes<'py>(
     packed: Untyped<'py>,
     scale: Untyped<'py>,
     offset: Option<Untyped<'py>>,
+    tensor_scale: Option<f32>,
     format: &Bound<'py, PyAny>,
     shape: Vec<usize>,
     axis: Option<usize>,
     block_size: Option<usize>,
     key_id: Option<[u8; 8]>,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let fields = Fields::new(&packed, &scale, offset.as_ref(), format, (shape, axis, block_size), key_id)?;
-    let (scale, offset) = (little_endian(fields.scale), little_endian(fields.offset));
-    let parts = Parts { scale: &scale, offset: &offset, packed: fields.packed };
+    let fields =
+        Fields::new(&packed, &scale, offset.as_ref(), tensor_scale, format, (shape, axis, block_size), key_id)?;
+    let parts = fields.parts();
     let (head, length) = fields.record.head(parts)?;
     PyBytes::new_with(py, length, |memory| {
         py.detach(|| fill(&head, parts, memory));
@@ -132,12 +153,20 @@ pub(super) fn quantized_from_bytes<'py>(py: Python<'py>, data: &Bound<'py, PyByt
         py.detach(|| target.copy_from_slice(parts.packed));
         Ok(())
     })?;
+    let scale = if record.format.scaling.is_some() {
+        fill_new::<u8>(py, &record.scale_shape, |target| {
+            target.copy_from_slice(parts.scale);
+            Ok(())
+        })?
+    } else {
+        numbers(parts.scale)?
+    };
     Ok((
         packed,
-        numbers(parts.scale)?,
+        scale,
         if record.has_offset { Some(numbers(parts.offset)?) } else { None },
-        None,
-        Format(Record::named(record.format)?),
+        floats(parts.tensor_scale).next(),
+        Format(record.format.clone()),
         record.shape,
         record.axis,
         record.block_size,

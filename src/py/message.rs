@@ -242,7 +242,7 @@ pub(super) fn message_describe(py: Python<'_>, data: &Bound<'_, PyBytes>) -> PyR
     }
     let (record, _) = quantized::Quantized::read(data)?;
     let _ = parameters;
-    Ok((kind, version, codec, record.format.as_bytes().to_vec(), flags, shape, key_id, sender, Vec::new()))
+    Ok((kind, version, codec, record.format.name.as_bytes().to_vec(), flags, shape, key_id, sender, Vec::new()))
 }
 
 fn summable(parameters: &[u8]) -> Result<Summable> {

@@ -23,7 +23,10 @@ mod _core {
     #[pymodule_export]
     use super::container::{quantized_check, quantized_from_bytes, quantized_to_bytes, read_only};
     #[pymodule_export]
-    use super::format::{Format, formats, get_format};
+    use super::format::{
+        Format, block_float, block_format, cfloat8, cfloat16_shp, cfloat16_uhp, fixed_point, float_format, formats,
+        get_format, int_format, log_grid, radix_format, table_format,
+    };
     #[pymodule_export]
     use super::hadamard::{hadamard_transform, randomized_hadamard_transform};
     #[pymodule_export]
@@ -34,7 +37,10 @@ mod _core {
     #[pymodule_export]
     use super::onebit::{onebit_decode, onebit_encode, onebit_noise, onebit_pairs};
     #[pymodule_export]
-    use super::quantize::{dequantize, fake_quantize, pack, quantize, round_with_words, unpack};
+    use super::quantize::{
+        dequantize, fake_quantize, pack, pack_three, quantize, round_with_words, scale_codes, scale_values, unpack,
+        unpack_three,
+    };
     #[pymodule_export]
     use super::{cpu_level, cpu_levels, get_num_threads, random_bits, set_cpu_level, set_num_threads};
 

@@ -7,9 +7,9 @@ use pyo3::prelude::*;
 use super::array::{Input, check_out, fill, fill_new, native, native_element, new_array, output, slice_of};
 use super::error::Error;
 use super::format::record;
-use super::scaling::Scale;
+use super::scaling::{Scale, check_few_bits};
 use crate::error::{Error as Reason, Result};
-use crate::formats::{AnyGrid, Codes, Format, Visit};
+use crate::formats::{Codes, Format, Visit};
 use crate::pack::{self as packing, packed_len};
 use crate::quantize::{self as kernels, Grouping, Rounding, Scaling, Spec};
 use crate::stream::{Key, Purpose};
@@ -33,8 +33,15 @@ fn rounding_named(name: &str, key: Option<(u64, u64)>) -> PyResult<Rounding> {
 }
 
 fn grouping_for(format: &Format, ndim: usize, axis: Option<isize>, block_size: Option<usize>) -> Result<Grouping> {
-    let default_block = if axis.is_none() && ndim > 0 { format.default_block } else { None };
-    Grouping::new(ndim, axis, block_size.or(default_block))
+    let Some(block) = format.default_block.filter(|_| ndim > 0) else { return Grouping::new(ndim, axis, block_size) };
+    if format.scaling.is_none() {
+        return Grouping::new(ndim, axis, block_size.or(if axis.is_none() { Some(block) } else { None }));
+    }
+    if let Some(size) = block_size.filter(|size| *size != block) {
+        let reason = format!("{} has blocks of {block}, not {size}; leave it out", format.name);
+        return Err(Reason::argument("block_size", reason));
+    }
+    Grouping::new(ndim, axis, Some(block))
 }
 
 #[pyfunction]
@@ -52,9 +59,9 @@ pub(super) fn fake_quantize<'py>(
     out: Option<Bound<'py, PyUntypedArray>>,
 ) -> PyResult<Bound<'py, PyUntypedArray>> {
     let (format, input) = (record(format)?, Input::new("x", x)?);
-    let grouping = grouping_for(format, x.ndim(), axis, block_size)?;
+    let grouping = grouping_for(&format, x.ndim(), axis, block_size)?;
     let rounding = rounding_named(rounding, key)?;
-    let scale = Scale::new(format, x.shape(), grouping, scale.as_ref(), offset.as_ref())?;
+    let scale = Scale::new(&format, x.shape(), grouping, scale.as_ref(), offset.as_ref())?;
     let descr = native(x)?;
     let out = match out {
         Some(out) => {
@@ -65,34 +72,39 @@ pub(super) fn fake_quantize<'py>(
     };
     {
         let mut target = output(&out, input.element);
-        let spec = Spec { format, grouping, rounding };
-        let scaling = scale.scaling((&mut [], &mut []));
-        py.detach(|| kernels::fake_quantize(&input.view, spec, scaling, &mut target))?;
+        py.detach(|| {
+            let tensor = scale.tensor(&input.view, &format);
+            let spec = Spec { format: &format, grouping, rounding, tensor };
+            kernels::fake_quantize(&input.view, spec, scale.scaling((&mut [], &mut [])), &mut target)
+        })?;
     }
     Ok(out)
 }
 
-type Packed<'py> = (Bound<'py, PyUntypedArray>, Bound<'py, PyUntypedArray>, Option<Bound<'py, PyUntypedArray>>);
+type Untyped<'py> = Bound<'py, PyUntypedArray>;
+type Packed<'py> = (Untyped<'py>, Untyped<'py>, Option<Untyped<'py>>, Option<f32>);
 
-/// Packed codes, scales and offsets; the last two have as many dimensions as `x`.
+/// Packed codes, scales (codes of a byte where the format says of what), offsets and the scale of the whole tensor; scales
+/// and offsets have as many dimensions as `x`.
 #[pyfunction]
 #[pyo3(signature = (x, format, scale, offset, axis, block_size, rounding, key, out))]
 pub(super) fn quantize<'py>(
     py: Python<'py>,
-    x: &Bound<'py, PyUntypedArray>,
+    x: &Untyped<'py>,
     format: &Bound<'py, PyAny>,
     scale: Option<Bound<'py, PyAny>>,
-    offset: Option<Bound<'py, PyUntypedArray>>,
+    offset: Option<Untyped<'py>>,
     axis: Option<isize>,
     block_size: Option<usize>,
     rounding: &str,
     key: Option<(u64, u64)>,
-    out: Option<Bound<'py, PyUntypedArray>>,
+    out: Option<Untyped<'py>>,
 ) -> PyResult<Packed<'py>> {
     let (format, input) = (record(format)?, Input::new("x", x)?);
-    let grouping = grouping_for(format, x.ndim(), axis, block_size)?;
+    format.check_coded()?;
+    let grouping = grouping_for(&format, x.ndim(), axis, block_size)?;
     let rounding = rounding_named(rounding, key)?;
-    let scale = Scale::new(format, x.shape(), grouping, scale.as_ref(), offset.as_ref())?;
+    let scale = Scale::new(&format, x.shape(), grouping, scale.as_ref(), offset.as_ref())?;
     let bytes = packed_len(x.len(), format.bits);
     let descr = numpy::dtype::<u8>(py);
     let packed = match out {
@@ -105,50 +117,72 @@ pub(super) fn quantize<'py>(
         }
         None => new_array(py, &[bytes], descr)?,
     };
-    let spec = Spec { format, grouping, rounding };
     // Scales with the dimensions that the caller left out.
     let padded = |shape: &[usize]| [vec![1; x.ndim() - shape.len()], shape.to_vec()].concat();
     let (shape, affine) = match &scale {
-        Scale::Rule(rule) => (grouping.scale_shape(x.shape()), rule.affine),
+        Scale::Rule(rule) if rule.is_one() => (vec![1; x.ndim()], false),
+        Scale::Rule(rule) => (grouping.scale_shape(x.shape()), rule.affine()),
         Scale::Given { scale, offset, .. } => (padded(&scale.shape), offset.is_some()),
     };
-    let scales = new_array(py, &shape, numpy::dtype::<f32>(py))?;
+    let few_bits = format.scaling.map(|scaling| scaling.format);
+    let mut floats = vec![0.0; if few_bits.is_some() { shape.iter().product() } else { 0 }];
+    let descr = if few_bits.is_some() { numpy::dtype::<u8>(py) } else { numpy::dtype::<f32>(py) };
+    let scales = new_array(py, &shape, descr)?;
     let offsets = if affine { Some(new_array(py, &shape, numpy::dtype::<f32>(py))?) } else { None };
+    let tensor;
     {
         // SAFETY: all three are contiguous and writeable and apart from the input: new, or passed by `check_out`.
-        let (target, scales, offsets) = unsafe {
-            (fill::<u8>(&packed), fill::<f32>(&scales), offsets.as_ref().map_or(&mut [][..], |offsets| fill(offsets)))
+        let (target, numbers, offsets) = unsafe {
+            (
+                fill::<u8>(&packed),
+                if few_bits.is_some() { &mut floats[..] } else { fill::<f32>(&scales) },
+                offsets.as_ref().map_or(&mut [][..], |offsets| fill(offsets)),
+            )
         };
         let scaling = match &scale {
-            Scale::Rule(_) => scale.scaling((scales, offsets)),
-            Scale::Given { scale: numbers, offset, .. } => {
-                scales.copy_from_slice(&numbers.values);
+            Scale::Rule(_) => None,
+            Scale::Given { scale: given, offset, .. } => {
+                numbers.copy_from_slice(&given.values);
                 if let Some(offset) = offset {
                     offsets.copy_from_slice(&offset.values);
                 }
-                scale.scaling((&mut [], &mut []))
+                Some(scale.scaling((&mut [], &mut [])))
             }
         };
-        py.detach(|| kernels::quantize(&input.view, spec, scaling, target))?;
+        let scaling = scaling.unwrap_or_else(|| scale.scaling((numbers, offsets)));
+        tensor = py.detach(|| {
+            let tensor = scale.tensor(&input.view, &format);
+            let spec = Spec { format: &format, grouping, rounding, tensor };
+            kernels::quantize(&input.view, spec, scaling, target)?;
+            Ok::<_, Reason>(tensor)
+        })?;
     }
-    Ok((packed, scales, offsets))
+    if let Some(few_bits) = few_bits {
+        // SAFETY: as above.
+        let codes = unsafe { fill::<u8>(&scales) };
+        codes.iter_mut().zip(&floats).for_each(|(code, scale)| {
+            *code = few_bits.encode(*scale);
+        });
+    }
+    Ok((packed, scales, offsets, few_bits.filter(|few_bits| few_bits.has_tensor_scale()).map(|_| tensor)))
 }
 
 #[pyfunction]
-#[pyo3(signature = (packed, format, shape, scale, offset, axis, block_size, key, dtype, out))]
+#[pyo3(signature = (packed, format, shape, scale, offset, tensor_scale, axis, block_size, key, dtype, out))]
 pub(super) fn dequantize<'py>(
     py: Python<'py>,
-    packed: &Bound<'py, PyUntypedArray>,
+    packed: &Untyped<'py>,
     format: &Bound<'py, PyAny>,
     shape: Vec<usize>,
-    scale: &Bound<'py, PyUntypedArray>,
-    offset: Option<Bound<'py, PyUntypedArray>>,
+    scale: &Untyped<'py>,
+    offset: Option<Untyped<'py>>,
+    tensor_scale: Option<f32>,
     axis: Option<isize>,
     block_size: Option<usize>,
     key: Option<(u64, u64)>,
     dtype: Bound<'py, PyArrayDescr>,
-    out: Option<Bound<'py, PyUntypedArray>>,
-) -> PyResult<Bound<'py, PyUntypedArray>> {
+    out: Option<Untyped<'py>>,
+) -> PyResult<Untyped<'py>> {
     let format = record(format)?;
     if shape.iter().try_fold(1_usize, |n, &length| n.checked_mul(length)).is_none_or(|n| n > isize::MAX as usize) {
         return Err(Error::new_err(format!("shape: {shape:?} is too large")));
@@ -158,7 +192,7 @@ pub(super) fn dequantize<'py>(
     };
     let grouping = Grouping::new(shape.len(), axis, block_size)?;
     let rounding = rounding_named(if key.is_some() { "dither" } else { "nearest" }, key)?;
-    let given = Scale::new(format, &shape, grouping, Some(scale.as_any()), offset.as_ref())?;
+    let given = Scale::stored(&format, &shape, grouping, scale, offset.as_ref())?;
     let Scaling::Given(given) = given.scaling((&mut [], &mut [])) else {
         return Err(PyTypeError::new_err("scale: expected numbers"));
     };
@@ -173,10 +207,51 @@ pub(super) fn dequantize<'py>(
     {
         let mut target = output(&out, element);
         let packed = slice_of::<u8>("packed", packed)?;
-        let spec = Spec { format, grouping, rounding };
+        let spec = Spec { format: &format, grouping, rounding, tensor: tensor_scale.unwrap_or(1.0) };
         py.detach(|| kernels::dequantize(packed, spec, &shape, given, &mut target))?;
     }
     Ok(out)
+}
+
+/// The codes of scales, which must be numbers of the format that the scales of `format` have.
+#[pyfunction]
+pub(super) fn scale_codes<'py>(
+    py: Python<'py>,
+    format: &Bound<'py, PyAny>,
+    scale: &Untyped<'py>,
+) -> PyResult<Untyped<'py>> {
+    let format = record(format)?;
+    let Some(scaling) = format.scaling else {
+        return Err(Error::new_err(format!("format: the scales of {} are float32", format.name)));
+    };
+    let scales = slice_of::<f32>("scale", scale)?;
+    check_few_bits(&format, scaling.format, scales)?;
+    fill_new::<u8>(py, scale.shape(), |codes| {
+        codes.iter_mut().zip(scales).for_each(|(code, scale)| {
+            *code = scaling.format.encode(*scale);
+        });
+        Ok(())
+    })
+}
+
+/// The scales that codes stand for.
+#[pyfunction]
+pub(super) fn scale_values<'py>(
+    py: Python<'py>,
+    format: &Bound<'py, PyAny>,
+    codes: &Untyped<'py>,
+) -> PyResult<Untyped<'py>> {
+    let format = record(format)?;
+    let Some(scaling) = format.scaling else {
+        return Err(Error::new_err(format!("format: the scales of {} are float32", format.name)));
+    };
+    let bytes = slice_of::<u8>("codes", codes)?;
+    fill_new::<f32>(py, codes.shape(), |scales| {
+        scales.iter_mut().zip(bytes).for_each(|(scale, code)| {
+            *scale = scaling.format.decode(*code);
+        });
+        Ok(())
+    })
 }
 
 #[pyfunction]
@@ -211,6 +286,26 @@ pub(super) fn unpack<'py>(
     fill_new::<u16>(py, &[n], |codes| Ok(py.detach(|| packing::unpack(packed, bits, codes))?))
 }
 
+/// Codes of three values, five a byte.
+#[pyfunction]
+pub(super) fn pack_three<'py>(py: Python<'py>, codes: &Untyped<'py>) -> PyResult<Untyped<'py>> {
+    fill_new::<u8>(py, &[packing::trits_len(codes.len())], |out| {
+        if codes.dtype().itemsize() == 1 {
+            let codes = slice_of::<u8>("codes", codes)?;
+            return Ok(py.detach(|| packing::pack_three(codes, out))?);
+        }
+        let codes = slice_of::<u16>("codes", codes)?;
+        Ok(py.detach(|| packing::pack_three(codes, out))?)
+    })
+}
+
+#[pyfunction]
+pub(super) fn unpack_three<'py>(py: Python<'py>, packed: &Untyped<'py>, n: usize) -> PyResult<Untyped<'py>> {
+    let packed = slice_of::<u8>("packed", packed)?;
+    packing::check_three(packed, n)?;
+    fill_new::<u8>(py, &[n], |codes| Ok(py.detach(|| packing::unpack_three(packed, codes))?))
+}
+
 /// Grid values of `t` for chosen random words, before any scale: what the tests bisect.
 #[pyfunction]
 pub(super) fn round_with_words<'py>(
@@ -229,6 +324,5 @@ pub(super) fn round_with_words<'py>(
             )
         }
     }
-    let grid: AnyGrid = record(format)?.grid;
-    Ok(PyArray1::from_vec(py, grid.visit(Round(t.as_slice()?, words.as_slice()?))))
+    Ok(PyArray1::from_vec(py, record(format)?.grid.visit(Round(t.as_slice()?, words.as_slice()?))))
 }

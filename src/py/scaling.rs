@@ -1,15 +1,17 @@
 //! The arguments `scale` and `offset`: a rule's name or numbers, checked.
 
-use numpy::PyUntypedArray;
+use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 
-use super::array::{Input, text};
+use super::array::{Input, slice_of, text};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::formats::Format;
-use crate::quantize::{Given, Grouping, Scaling};
+use crate::formats::blocks::ScaleFormat;
+use crate::quantize::{Given, Grouping, Scaling, tensor_scale};
 use crate::scale::{Rule, SCALE_RANGE};
+use crate::view::View;
 
 /// Real numbers of any float dtype and layout, as float32.
 pub(super) struct Numbers {
@@ -36,7 +38,7 @@ pub(super) enum Scale {
 impl Scale {
     /// Checks what the caller gave for an array of `shape`.
     pub fn new(
-        format: &'static Format,
+        format: &Format,
         shape: &[usize],
         grouping: Grouping,
         scale: Option<&Bound<'_, PyAny>>,
@@ -56,6 +58,30 @@ impl Scale {
         Ok(Scale::Rule(Rule::named(&name, format)?))
     }
 
+    /// Scales as a quantized array keeps them: codes where the format says of what.
+    pub fn stored(
+        format: &Format,
+        shape: &[usize],
+        grouping: Grouping,
+        scale: &Bound<'_, PyUntypedArray>,
+        offset: Option<&Bound<'_, PyUntypedArray>>,
+    ) -> PyResult<Self> {
+        let Some(scaling) = format.scaling else { return Scale::given(format, shape, grouping, scale, offset) };
+        let codes = slice_of::<u8>("scale", scale)?;
+        let values: Vec<f32> = codes.iter().map(|code| scaling.format.decode(*code)).collect();
+        check_few_bits(format, scaling.format, &values)?;
+        let strides = broadcast("scale", scale.shape(), &grouping.blocked_shape(shape))?;
+        Ok(Scale::Given { scale: Numbers { shape: scale.shape().to_vec(), values }, offset: None, strides })
+    }
+
+    /// The scale of the whole tensor that goes with these.
+    pub fn tensor(&self, x: &View, format: &Format) -> f32 {
+        match self {
+            Scale::Rule(rule) => tensor_scale(x, format, rule),
+            Scale::Given { .. } => 1.0,
+        }
+    }
+
     fn given(
         format: &Format,
         shape: &[usize],
@@ -66,7 +92,10 @@ impl Scale {
         let scale = Numbers::new("scale", scale)?;
         let argument = if offset.is_some() { "scale and offset" } else { "scale" };
         let strides = broadcast(argument, &scale.shape, &grouping.blocked_shape(shape))?;
-        let (least, most) = SCALE_RANGE;
+        if let Some(scaling) = format.scaling {
+            check_few_bits(format, scaling.format, &scale.values)?;
+        }
+        let (least, most) = if format.scaling.is_some() { (0.0, f32::INFINITY) } else { SCALE_RANGE };
         if let Some(index) = scale.values.iter().position(|scale| !(least..=most).contains(scale)) {
             let reason = format!("element {index} is {}; a scale must be from 2^-126 to 2^126", scale.values[index]);
             return Err(Error::argument("scale", reason).into());
@@ -91,9 +120,20 @@ impl Scale {
     }
 }
 
+/// Refuses scales that are no numbers of a scale format.
+pub(super) fn check_few_bits(format: &Format, scales: ScaleFormat, values: &[f32]) -> Result<()> {
+    let Some(index) = values.iter().position(|scale| !scales.has(*scale)) else { return Ok(()) };
+    let possible = match scales {
+        ScaleFormat::E8m0 => "powers of two from 2^-127 to 2^127",
+        ScaleFormat::E4m3 => "positive numbers of fp8_e4m3fn",
+    };
+    let reason = format!("element {index} is {}; the scales of {} are {possible}", values[index], format.name);
+    Err(Error::argument("scale", reason))
+}
+
 fn check_offset(format: &Format, scale: &Numbers, offset: &Numbers) -> Result<()> {
     if format.uniform().is_none() {
-        let reason = format!("{} has no equal steps, so no offset; int4, int4_symmetric and uint4 have", format.name);
+        let reason = format!("{} has no equal steps, so no offset; int4, uint8 and other integers have", format.name);
         return Err(Error::argument("offset", reason));
     }
     // The Python layer gives both one shape.

@@ -4,6 +4,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::formats::{Codes, Grid};
+use crate::pack::Code;
+use crate::scale::Second;
 use crate::stream::centred;
 
 /// The numbers that take x to t and back: `t = (x - sub) recip`, `y = value scale + add`.
@@ -18,8 +20,18 @@ pub(super) struct Factor {
 impl Factor {
     /// Without an offset `sub` is 0 and `add` is -0, which change no number, not even the sign of a zero.
     #[inline(always)]
-    pub fn new(scale: f32, offset: Option<f32>) -> Self {
-        Factor { scale, recip: 1.0 / scale, sub: offset.unwrap_or(0.0), add: offset.unwrap_or(-0.0) }
+    pub fn plain(scale: f32) -> Self {
+        Factor { scale, recip: 1.0 / scale, sub: 0.0, add: -0.0 }
+    }
+
+    /// With a second number of this kind.
+    #[inline(always)]
+    pub fn with(scale: f32, kind: Second, second: f32) -> Self {
+        match kind {
+            Second::Nothing => Factor::plain(scale),
+            Second::Offset => Factor { sub: second, add: second, ..Factor::plain(scale) },
+            Second::Divisor => Factor { recip: 1.0 / second, ..Factor::plain(scale) },
+        }
     }
 }
 
@@ -42,7 +54,7 @@ pub(super) struct Plain(pub f32);
 impl Factors for Plain {
     #[inline(always)]
     fn at(&self, _: usize) -> Factor {
-        Factor::new(self.0, None)
+        Factor::plain(self.0)
     }
 }
 
@@ -70,6 +82,12 @@ pub(super) trait Round: Copy {
     /// The grid value that `t` is rounded to.
     fn round<G: Grid>(grid: &G, t: f32, word: u32) -> f32;
 
+    /// The code of that value.
+    #[inline(always)]
+    fn code<G: Codes>(grid: &G, t: f32, word: u32) -> u32 {
+        grid.encode(Self::round(grid, t, word))
+    }
+
     /// The value that stands for it when reconstructed.
     #[inline(always)]
     fn shown(value: f32, _word: u32) -> f32 {
@@ -87,6 +105,11 @@ impl Round for Nearest {
     fn round<G: Grid>(grid: &G, t: f32, _: u32) -> f32 {
         grid.nearest(t)
     }
+
+    #[inline(always)]
+    fn code<G: Codes>(grid: &G, t: f32, _: u32) -> u32 {
+        grid.nearest_code(t)
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -98,6 +121,11 @@ impl Round for Stochastic {
     #[inline(always)]
     fn round<G: Grid>(grid: &G, t: f32, word: u32) -> f32 {
         grid.stochastic(t, word)
+    }
+
+    #[inline(always)]
+    fn code<G: Codes>(grid: &G, t: f32, word: u32) -> u32 {
+        grid.stochastic_code(t, word)
     }
 }
 
@@ -166,22 +194,22 @@ impl<G: Codes, R: Round> Tile for Encode<'_, G, R> {
             let word = if R::RANDOM { words[i] } else { 0 };
             let t = to_t(x[i], factors.at(i));
             bad |= u32::from(t.is_nan());
-            codes[i] = self.grid.encode(R::round(&self.grid, t, word));
+            codes[i] = R::code(&self.grid, t, word);
         }
         self.bad |= bad != 0;
     }
 }
 
 /// Codes to numbers.
-pub(super) struct Decode<'t, G, R> {
+pub(super) struct Decode<'t, G, C, R> {
     pub grid: G,
-    pub codes: &'t [u8],
+    pub codes: &'t [C],
     pub words: &'t [u32],
     pub y: &'t mut [f32],
     pub round: PhantomData<R>,
 }
 
-impl<G: Codes, R: Round> Tile for Decode<'_, G, R> {
+impl<G: Codes, C: Code, R: Round> Tile for Decode<'_, G, C, R> {
     #[inline(always)]
     fn run<F: Factors>(&mut self, range: Range<usize>, factors: F) {
         let codes = &self.codes[range.clone()];
@@ -189,7 +217,7 @@ impl<G: Codes, R: Round> Tile for Decode<'_, G, R> {
         let y = &mut self.y[range];
         for i in 0..codes.len().min(y.len()) {
             let word = if R::RANDOM { words[i] } else { 0 };
-            y[i] = back::<R>(self.grid.decode(u32::from(codes[i])), word, 0.0, factors.at(i));
+            y[i] = back::<R>(self.grid.decode(codes[i].into()), word, 0.0, factors.at(i));
         }
     }
 }

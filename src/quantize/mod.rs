@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu::Level;
 use crate::error::{Error, Result};
-use crate::formats::{Codes, Format, Visit};
-use crate::pack::{check_packed, pack_tile, packed_len, unpack_tile};
+use crate::formats::{AnyGrid, Codes, Format, Visit};
+use crate::pack::{Code, check_packed, pack_tile, packed_len, unpack_tile};
 use crate::parallel::{self, Shared};
-use crate::scale::Rule;
+use crate::scale::{Rule, Statistic};
 use crate::simd;
 use crate::stream::Stream;
-use crate::view::{View, ViewMut};
-use kernel::{Decode, Dither, Encode, Fake, Nearest, Stochastic};
+use crate::view::{MAX_DIMS, View, ViewMut};
+use kernel::{Decode, Dither, Encode, Fake, Nearest, Round, Stochastic};
 pub use layout::Grouping;
 pub use observe::observe_all;
 use plan::{Buffers, Plan, Sink, TILE, with_plan};
@@ -69,6 +69,18 @@ pub struct Spec<'a> {
     pub grouping: Grouping,
     /// How to round.
     pub rounding: Rounding,
+    /// The scale of the whole tensor, which multiplies every other: 1 where the format has none.
+    pub tensor: f32,
+}
+
+/// The scale of the whole tensor that a rule finds, 1 for formats that have none.
+pub fn tensor_scale(x: &View, format: &Format, rule: &Rule) -> f32 {
+    match format.scaling {
+        Some(scaling) if scaling.format.has_tensor_scale() => {
+            rule.tensor_scale(&observe_all(x, Statistic::Amax), format)
+        }
+        _ => 1.0,
+    }
 }
 
 /// Where scales come from.
@@ -78,6 +90,19 @@ pub enum Scaling<'a> {
     Rule(&'static Rule, &'a mut [f32], &'a mut [f32]),
     /// From the caller.
     Given(Given<'a>),
+}
+
+impl Scaling<'_> {
+    /// A rule that looks at nothing, as the scale that it gives.
+    fn known(self) -> Self {
+        match self {
+            Scaling::Rule(rule, scale, _) if rule.is_one() => {
+                scale.fill(1.0);
+                Scaling::Given(Given { scale: &[1.0], offset: None, strides: &[0; MAX_DIMS] })
+            }
+            scaling => scaling,
+        }
+    }
 }
 
 /// Scales from the caller; `strides` are those of both slices per dimension of the blocked shape, 0 where they broadcast.
@@ -91,108 +116,143 @@ pub struct Given<'a> {
     pub strides: &'a [usize],
 }
 
-/// Calls `$body` with `$rounding` as one of the types of `kernel`.
-macro_rules! with_rounding {
-    ($value:expr, $R:ident => $body:expr) => {
-        match $value {
-            Rounding::Nearest => {
-                type $R = Nearest;
-                $body
-            }
-            Rounding::Stochastic(_) => {
-                type $R = Stochastic;
-                $body
-            }
-            Rounding::Dither(_) => {
-                type $R = Dither;
-                $body
-            }
+/// A loop over tiles, for any grid and rounding.
+trait Work {
+    type Out;
+    fn run<G: Codes, R: Round>(self, grid: G) -> Self::Out;
+}
+
+/// Runs the loop for the grid and the rounding of a plan. Only integers are dithered, so that no other kernel is made for it.
+fn run<W: Work>(plan: &Plan, work: W) -> W::Out {
+    struct Rounded<W>(bool, W);
+    impl<W: Work> Visit for Rounded<W> {
+        type Out = W::Out;
+        fn visit<G: Codes>(self, grid: G) -> W::Out {
+            if self.0 { self.1.run::<G, Stochastic>(grid) } else { self.1.run::<G, Nearest>(grid) }
         }
-    };
+    }
+    match (plan.rounding, &plan.grid) {
+        (Rounding::Dither(_), AnyGrid::Int(grid)) => work.run::<_, Dither>(*grid),
+        (rounding, grid) => grid.visit(Rounded(matches!(rounding, Rounding::Stochastic(_)), work)),
+    }
 }
 
 /// Rounds `x` to a format and back: the numbers that `dequantize(quantize(x))` gives. `out` has x's shape; it may be the
 /// very memory of `x`.
 pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut ViewMut) -> Result<()> {
-    struct Work<'a>(&'a Plan<'a>, &'a Sink<'a>, bool, Level);
-    impl Visit for Work<'_> {
+    struct Tiles<'a>(&'a Plan<'a>, &'a Sink<'a>, bool, Level);
+    impl Work for Tiles<'_> {
         type Out = ();
-        fn visit<G: Codes>(self, grid: G) {
-            let Work(plan, sink, in_place, level) = self;
-            with_rounding!(plan.rounding, R => parallel::for_each(plan.cut.chunks(), |chunk| level.run(#[inline(always)] || {
-                let Buffers { input, output, words } = &mut Buffers::new();
-                for place in plan.cut.tiles(chunk) {
-                    let x = plan.read(place.range.clone(), in_place, input);
-                    plan.draw::<R>(place.range.clone(), words);
-                    // SAFETY: tiles are disjoint and in bounds, and what this one reads was copied if it is the same memory.
-                    unsafe {
-                        sink.put(place.range.clone(), output, #[inline(always)] |y| {
-                            let mut tile = Fake::<_, R> { grid, x, words, y, round: PhantomData };
-                            plan.scaler.drive(place, x, &mut tile);
-                        });
-                    }
-                }
-                simd::stream_done();
-            })));
+        fn run<G: Codes, R: Round>(self, grid: G) {
+            let Tiles(plan, sink, in_place, level) = self;
+            parallel::for_each(plan.cut.chunks(), |chunk| {
+                level.run(
+                    #[inline(always)]
+                    || {
+                        let Buffers { input, output, words, runs } = &mut Buffers::new();
+                        for place in plan.cut.tiles(chunk) {
+                            let x = plan.read(place.range.clone(), in_place, input);
+                            plan.draw::<R>(place.range.clone(), words);
+                            // SAFETY: tiles are disjoint and in bounds, and what this one reads was copied if it is the same memory.
+                            unsafe {
+                                sink.put(
+                                    place.range.clone(),
+                                    output,
+                                    #[inline(always)]
+                                    |y| {
+                                        let mut tile = Fake::<_, R> { grid, x, words, y, round: PhantomData };
+                                        plan.scaler.drive(place, x, runs, &mut tile);
+                                    },
+                                );
+                            }
+                        }
+                        simd::stream_done();
+                    },
+                )
+            });
         }
     }
     spec.rounding.check(spec.format)?;
     check_room("out", out.len(), x.len())?;
     check_scaling(x.shape(), spec, &scaling)?;
+    let scaling = scaling.known();
     let out = &*out;
     slab::by_slabs(x, spec, scaling, None, |slab, x, scaling| {
         let part = slab.map(|slab| out.slice(slab.axis, slab.range.clone()));
         let level = Level::current();
         let sink = Sink::new(part.as_ref().unwrap_or(out), level);
         let in_place = std::ptr::eq(sink.start(), x.start());
-        with_plan(x, spec, slab, scaling, 8, |plan| plan.grid.visit(Work(plan, &sink, in_place, level)));
+        with_plan(x, spec, slab, scaling, 8, |plan| run(plan, Tiles(plan, &sink, in_place, level)));
     });
     Ok(())
 }
 
+#[inline(never)]
+fn pack(level: Level, codes: &[u32], bits: u32, out: &mut [u8]) {
+    level.part(
+        #[inline(always)]
+        || pack_tile(level, codes, bits, out),
+    );
+}
+
+#[inline(never)]
+fn unpack<C: Code>(level: Level, packed: &[u8], bits: u32, codes: &mut [C]) {
+    level.part(
+        #[inline(always)]
+        || unpack_tile(level, packed, bits, codes),
+    );
+}
+
 /// Rounds `x` to codes, packed into `out`, which has [`packed_len`] bytes.
 pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Result<()> {
-    struct Work<'a>(&'a Plan<'a>, Shared<u8>, u32, Level);
-    impl Visit for Work<'_> {
+    struct Tiles<'a>(&'a Plan<'a>, Shared<u8>, u32, Level);
+    impl Work for Tiles<'_> {
         type Out = bool;
-        fn visit<G: Codes>(self, grid: G) -> bool {
-            let Work(plan, out, bits, level) = self;
+        fn run<G: Codes, R: Round>(self, grid: G) -> bool {
+            let Tiles(plan, out, bits, level) = self;
             let stream = out.len() >= simd::STREAM_FROM;
             let any_bad = AtomicBool::new(false);
-            with_rounding!(plan.rounding, R => parallel::for_each(plan.cut.chunks(), |chunk| level.run(#[inline(always)] || {
-                let Buffers { input, words, .. } = &mut Buffers::new();
-                let (mut codes, mut packed) = ([0_u32; TILE], [0_u8; 2 * TILE]);
-                let mut bad = false;
-                for place in plan.cut.tiles(chunk) {
-                    let range = place.range.clone();
-                    let x = plan.read(range.clone(), false, input);
-                    plan.draw::<R>(range.clone(), words);
-                    let codes = &mut codes[..range.len()];
-                    let mut tile = Encode::<_, R> { grid, x, words, codes, bad: false, round: PhantomData };
-                    plan.scaler.drive(place, x, &mut tile);
-                    bad |= tile.bad;
-                    // SAFETY: tiles start on whole bytes and are disjoint, so their bytes are.
-                    let place = unsafe { out.part(packed_len(range.start, bits)..packed_len(range.end, bits)) };
-                    if stream {
-                        let packed = &mut packed[..place.len()];
-                        pack_tile(level, codes, bits, packed);
-                        simd::stream_copy(level, packed, place);
-                    } else {
-                        pack_tile(level, codes, bits, place);
-                    }
-                }
-                if bad {
-                    any_bad.store(true, Ordering::Relaxed);
-                }
-                simd::stream_done();
-            })));
+            parallel::for_each(plan.cut.chunks(), |chunk| {
+                level.run(
+                    #[inline(always)]
+                    || {
+                        let Buffers { input, words, runs, .. } = &mut Buffers::new();
+                        let (mut codes, mut packed) = ([0_u32; TILE], [0_u8; 2 * TILE]);
+                        let mut bad = false;
+                        for place in plan.cut.tiles(chunk) {
+                            let range = place.range.clone();
+                            let x = plan.read(range.clone(), false, input);
+                            plan.draw::<R>(range.clone(), words);
+                            let codes = &mut codes[..range.len()];
+                            let mut tile = Encode::<_, R> { grid, x, words, codes, bad: false, round: PhantomData };
+                            plan.scaler.drive(place, x, runs, &mut tile);
+                            bad |= tile.bad;
+                            // SAFETY: tiles start on whole bytes and are disjoint, so their bytes are.
+                            let place = unsafe { out.part(packed_len(range.start, bits)..packed_len(range.end, bits)) };
+                            if stream {
+                                let packed = &mut packed[..place.len()];
+                                pack(level, codes, bits, packed);
+                                simd::stream_copy(level, packed, place);
+                            } else {
+                                pack(level, codes, bits, place);
+                            }
+                        }
+                        if bad {
+                            any_bad.store(true, Ordering::Relaxed);
+                        }
+                        simd::stream_done();
+                    },
+                )
+            });
             any_bad.into_inner()
         }
     }
     spec.rounding.check(spec.format)?;
+    spec.format.check_coded()?;
     let bits = spec.format.bits;
     check_room("out", out.len(), packed_len(x.len(), bits))?;
     check_scaling(x.shape(), spec, &scaling)?;
+    let scaling = scaling.known();
     let given = matches!(scaling, Scaling::Given(_));
     let mut bad = false;
     slab::by_slabs(x, spec, scaling, Some(bits), |slab, x, scaling| {
@@ -200,7 +260,7 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
             packed_len(words.first, bits)..packed_len(words.first + x.len(), bits)
         });
         let out = Shared::new(&mut out[bytes]);
-        bad |= with_plan(x, spec, slab, scaling, bits, |plan| plan.grid.visit(Work(plan, out, bits, Level::current())));
+        bad |= with_plan(x, spec, slab, scaling, bits, |plan| run(plan, Tiles(plan, out, bits, Level::current())));
     });
     if bad { Err(unrepresentable(x, given)) } else { Ok(()) }
 }
@@ -247,36 +307,67 @@ fn unrepresentable(x: &View, given: bool) -> Error {
 
 /// The numbers that packed codes stand for. `shape` is that of the array; `out` has it too.
 pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out: &mut ViewMut) -> Result<()> {
-    struct Work<'a> {
+    spec.format.check_coded()?;
+    if spec.format.bits > 8 {
+        dequantize_codes::<u16>(packed, spec, shape, given, out)
+    } else {
+        dequantize_codes::<u8>(packed, spec, shape, given, out)
+    }
+}
+
+fn dequantize_codes<C: Code>(
+    packed: &[u8],
+    spec: Spec,
+    shape: &[usize],
+    given: Given,
+    out: &mut ViewMut,
+) -> Result<()> {
+    struct Tiles<'a, C> {
         packed: &'a [u8],
         bits: u32,
         plan: &'a Plan<'a>,
         sink: Sink<'a>,
         level: Level,
+        code: PhantomData<C>,
     }
-    impl Visit for Work<'_> {
+    impl<C: Code> Tiles<'_, C> {
+        fn run<G: Codes, R: Round>(&self, grid: G) {
+            let Tiles { packed, bits, plan, sink, level, code: _ } = self;
+            parallel::for_each(plan.cut.chunks(), |chunk| {
+                level.run(
+                    #[inline(always)]
+                    || {
+                        let Buffers { output, words, runs, .. } = &mut Buffers::new();
+                        let mut codes = [C::low(0); TILE];
+                        for place in plan.cut.tiles(chunk) {
+                            let range = place.range.clone();
+                            let codes = &mut codes[..range.len()];
+                            let bytes = packed_len(range.start, *bits)..packed_len(range.end, *bits);
+                            unpack(*level, &packed[bytes], *bits, codes);
+                            plan.draw::<R>(range.clone(), words);
+                            // SAFETY: tiles are disjoint and in bounds.
+                            unsafe {
+                                sink.put(
+                                    range,
+                                    output,
+                                    #[inline(always)]
+                                    |y| {
+                                        let mut tile = Decode::<_, C, R> { grid, codes, words, y, round: PhantomData };
+                                        plan.scaler.drive(place, &[], runs, &mut tile);
+                                    },
+                                );
+                            }
+                        }
+                        simd::stream_done();
+                    },
+                )
+            });
+        }
+    }
+    impl<C: Code> Visit for Tiles<'_, C> {
         type Out = ();
         fn visit<G: Codes>(self, grid: G) {
-            let Work { packed, bits, plan, sink, level } = &self;
-            with_rounding!(plan.rounding, R => parallel::for_each(plan.cut.chunks(), |chunk| level.run(#[inline(always)] || {
-                let Buffers { output, words, .. } = &mut Buffers::new();
-                let mut codes = [0_u8; TILE];
-                for place in plan.cut.tiles(chunk) {
-                    let range = place.range.clone();
-                    let codes = &mut codes[..range.len()];
-                    let bytes = packed_len(range.start, *bits)..packed_len(range.end, *bits);
-                    unpack_tile(*level, &packed[bytes], *bits, codes);
-                    plan.draw::<R>(range.clone(), words);
-                    // SAFETY: tiles are disjoint and in bounds.
-                    unsafe {
-                        sink.put(range, output, #[inline(always)] |y| {
-                            let mut tile = Decode::<_, R> { grid, codes, words, y, round: PhantomData };
-                            plan.scaler.drive(place, &[], &mut tile);
-                        });
-                    }
-                }
-                simd::stream_done();
-            })));
+            self.run::<G, Nearest>(grid);
         }
     }
     spec.rounding.check(spec.format)?;
@@ -286,6 +377,10 @@ pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out:
     check_scaling(shape, spec, &Scaling::Given(given))?;
     let plan = Plan::of_given(spec, shape, given);
     let level = Level::current();
-    plan.grid.visit(Work { packed, bits, plan: &plan, sink: Sink::new(out, level), level });
+    let tiles = Tiles { packed, bits, plan: &plan, sink: Sink::new(out, level), level, code: PhantomData::<C> };
+    match (plan.rounding, &plan.grid) {
+        (Rounding::Dither(_), AnyGrid::Int(grid)) => tiles.run::<_, Dither>(*grid),
+        (_, grid) => grid.visit(tiles),
+    }
     Ok(())
 }

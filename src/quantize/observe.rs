@@ -4,29 +4,47 @@ use std::sync::Mutex;
 
 use super::layout::Grouping;
 use crate::cpu::Level;
-use crate::formats::Format;
 use crate::parallel::{self, Shared};
-use crate::scale::{Columns, Observed, PIECE, Rule, Statistic};
+use crate::scale::{Columns, Finisher, Observed, PIECE, Statistic};
 use crate::view::View;
 
-/// Writes the scale (and offset, if there is room) of every group, in C order of the scales' shape.
-pub(super) fn observe(
-    x: &View,
-    grouping: Grouping,
-    rule: &Rule,
-    format: &Format,
-    scale: &mut [f32],
-    offset: &mut [f32],
-) {
-    let (scale, offset) = (Shared::new(scale), Shared::new(offset));
+/// Writes the scale (and second number, if there is room) of every group, in C order of the scales' shape. There must be
+/// room for both if the rule looks again.
+pub(super) fn observe(x: &View, grouping: Grouping, finisher: Finisher, scale: &mut [f32], second: &mut [f32]) {
+    look(x, grouping, finisher, scale, second);
+    if !finisher.rule.looks_again() || x.is_empty() {
+        return;
+    }
+    let (found, seconds) = (scale.to_vec(), second.to_vec());
+    let first = |place: usize| (found[place], seconds[place]);
+    let (scale, second) = (Shared::new(scale), Shared::new(second));
+    in_order(
+        x,
+        grouping,
+        #[inline(always)]
+        |place, piece| finisher.look_again(piece, first(place)),
+        |place, seen| {
+            let (this_scale, this_second) = finisher.finish_again(seen, first(place));
+            // SAFETY: every group is put once; the slices are borrowed until this function returns.
+            unsafe {
+                scale.put(place, this_scale);
+                second.put(place, this_second);
+            }
+        },
+    );
+}
+
+fn look(x: &View, grouping: Grouping, finisher: Finisher, scale: &mut [f32], second: &mut [f32]) {
+    let (scale, second) = (Shared::new(scale), Shared::new(second));
+    let rule = finisher.rule;
     let level = Level::current();
     // Called within `level.run`, which costs as much as finishing a group.
     let put = |place: usize, seen: &Observed| {
-        let (this_scale, this_offset) = rule.finish(seen, format);
+        let (this_scale, this_second) = finisher.finish(seen);
         // SAFETY: every group is put once; the slices are borrowed until this function returns.
         unsafe {
             scale.put(place, this_scale);
-            offset.put(place, this_offset);
+            second.put(place, this_second);
         }
     };
     let shape = x.shape();
@@ -48,7 +66,7 @@ pub(super) fn observe(
         Grouping::Axis(axis) if !ordered && after(axis) < LONG_RUN => {
             channels(x, shape[axis], after(axis), rule.statistic, put);
         }
-        _ => in_order(x, grouping, rule.statistic, put),
+        _ => in_order(x, grouping, |_, piece| rule.statistic.observe(piece), put),
     }
 }
 
@@ -56,7 +74,7 @@ pub(super) fn observe(
 pub fn observe_all(x: &View, statistic: Statistic) -> Observed {
     let whole = std::cell::Cell::new(Observed::NOTHING);
     if !x.is_empty() {
-        in_order(x, Grouping::Array, statistic, |_, seen| whole.set(*seen));
+        in_order(x, Grouping::Array, |_, piece| statistic.observe(piece), |_, seen| whole.set(*seen));
     }
     whole.get()
 }
@@ -153,8 +171,14 @@ const WAVE: usize = 1 << 13;
 /// Numbers per parallel chunk, about: many short pieces, or few long ones, but of a wave enough chunks to share.
 const CHUNK: usize = 4 * PIECE;
 
-/// Any grouping and statistic: each group is read in its own C order, in pieces that are merged in order.
-fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usize, &Observed)) {
+/// Any grouping and way to look at (a piece of) a group: each group is read in its own C order, in pieces that are merged in
+/// order.
+fn in_order(
+    x: &View,
+    grouping: Grouping,
+    look: impl Fn(usize, &[f32]) -> Observed + Sync,
+    put: impl Fn(usize, &Observed),
+) {
     let shape = x.shape();
     // Seen as rows of whole groups: `row` numbers in groups of `group`, for each of `inner` neighbours.
     let (rows, row, group, inner) = match grouping {
@@ -173,6 +197,11 @@ fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usi
     let pieces_per_group = group.div_ceil(PIECE);
     let pieces = x.len() / row * groups_per_row * pieces_per_group;
     let per_chunk = (CHUNK / group.min(PIECE)).min(WAVE / 32);
+    // Row (outer, inner) and group j belong at (outer, j, inner).
+    let home = |place: usize| {
+        let (row, j) = (place / groups_per_row, place % groups_per_row);
+        (row / inner * groups_per_row + j) * inner + row % inner
+    };
     let mut wave = vec![Observed::NOTHING; pieces.min(WAVE)];
     let mut seen = Observed::NOTHING;
     for first in (0..pieces).step_by(WAVE) {
@@ -192,7 +221,7 @@ fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usi
                         let end = row.min(start + group);
                         let base = place / groups_per_row * row;
                         let range = end.min(start + piece * PIECE)..end.min(start + (piece + 1) * PIECE);
-                        *slot = statistic.observe(rows.read(base + range.start..base + range.end, &mut buffer));
+                        *slot = look(home(place), rows.read(base + range.start..base + range.end, &mut buffer));
                     }
                 },
             );
@@ -204,9 +233,7 @@ fn in_order(x: &View, grouping: Grouping, statistic: Statistic, put: impl Fn(usi
                     let (place, part) = (piece / pieces_per_group, piece % pieces_per_group);
                     seen = if part == 0 { Observed::NOTHING.merge(*observed) } else { seen.merge(*observed) };
                     if part + 1 == pieces_per_group {
-                        // Row (outer, inner) and group j belong at (outer, j, inner).
-                        let (row, j) = (place / groups_per_row, place % groups_per_row);
-                        put((row / inner * groups_per_row + j) * inner + row % inner, &seen);
+                        put(home(place), &seen);
                     }
                 }
             },

@@ -9,7 +9,7 @@ use super::{Given, Rounding, Scaling, Spec, observe};
 use crate::cpu::Level;
 use crate::formats::{AnyGrid, Format};
 use crate::parallel::Shared;
-use crate::scale::Rule;
+use crate::scale::{Finisher, Second};
 use crate::simd;
 use crate::view::{View, ViewMut};
 
@@ -32,20 +32,30 @@ pub(super) struct Buffers {
     pub input: [f32; TILE],
     pub output: [f32; TILE],
     pub words: [u32; TILE],
+    pub runs: Runs,
+}
+
+/// The runs of one scale that a tile is made of: where each begins, its scale and its second number.
+pub(super) struct Runs {
+    count: usize,
+    start: [u32; TILE],
+    scale: [f32; TILE],
+    second: [f32; TILE],
 }
 
 impl Buffers {
     #[inline(always)]
     pub fn new() -> Self {
-        Buffers { input: [0.0; TILE], output: [0.0; TILE], words: [0; TILE] }
+        let runs = Runs { count: 0, start: [0; TILE], scale: [0.0; TILE], second: [0.0; TILE] };
+        Buffers { input: [0.0; TILE], output: [0.0; TILE], words: [0; TILE], runs }
     }
 }
 
 /// Scales ready to be looked up, or a rule to be applied group by group.
 #[derive(Clone, Copy)]
 enum Scales<'a> {
-    Known { scale: &'a [f32], offset: Option<&'a [f32]> },
-    OnTheSpot { rule: &'static Rule, format: &'a Format, scale: Shared<f32>, offset: Shared<f32> },
+    Known { scale: &'a [f32], second: &'a [f32], kind: Second },
+    OnTheSpot { finisher: Finisher<'a>, scale: Shared<f32>, offset: Shared<f32> },
 }
 
 /// How an array is cut: tiles of `tile` elements from the start of each row of `row` elements, each of whole groups.
@@ -136,6 +146,9 @@ pub(super) struct Scaler<'a> {
     /// Elements per group, where groups are observed on the spot.
     group: usize,
     scales: Scales<'a>,
+    /// The scale of the whole tensor, 1 where there is none.
+    tensor: f32,
+    level: Level,
 }
 
 impl Scaler<'_> {
@@ -158,91 +171,109 @@ impl Scaler<'_> {
 
     /// Runs the kernel of a tile: `x` are its numbers, needed where scales are observed.
     #[inline(always)]
-    pub fn drive(&self, place: Place, x: &[f32], tile: &mut impl Tile) {
-        let Place { range, group: first } = place;
-        match self.scales {
-            Scales::Known { scale, offset } if self.map.is_fine() => {
-                each(
-                    range.len(),
-                    offset.is_some(),
-                    tile,
-                    #[inline(always)]
-                    |scales, offsets| {
-                        self.spread(range.clone(), scale, scales);
-                        if let Some(offset) = offset {
-                            self.spread(range, offset, offsets);
-                        }
-                    },
-                );
-            }
-            Scales::Known { scale, offset } => {
-                self.map.runs(
-                    range,
-                    #[inline(always)]
-                    |position, index, _, count| {
-                        run_one(tile, position..position + count, scale[index], offset.map(|offset| offset[index]));
-                    },
-                );
-            }
-            Scales::OnTheSpot { rule, format, scale, offset } => {
-                // Observing all groups first lets the divisions of one overlap the reading of the next.
-                let (mut scales, mut offsets) = ([0.0; STEP], [0.0; STEP]);
-                for (run, (this, offset)) in x.chunks(self.group).zip(scales.iter_mut().zip(&mut offsets)) {
-                    (*this, *offset) = rule.finish(&rule.statistic.observe(run), format);
-                }
-                let groups = x.len().div_ceil(self.group);
-                for (j, (this, shift)) in scales[..groups].iter().zip(&offsets).enumerate() {
-                    // SAFETY: a group lies in one tile, so nobody else writes its scale.
-                    unsafe {
-                        scale.put(first + j, *this);
-                        offset.put(first + j, *shift);
-                    }
-                }
-                if self.group == 1 {
-                    return each(
-                        x.len(),
-                        rule.affine,
-                        tile,
-                        #[inline(always)]
-                        |all_scales, all_offsets| {
-                            all_scales[..groups].copy_from_slice(&scales[..groups]);
-                            if rule.affine {
-                                all_offsets[..groups].copy_from_slice(&offsets[..groups]);
-                            }
-                        },
-                    );
-                }
-                for (j, (this, shift)) in scales[..groups].iter().zip(&offsets).enumerate() {
-                    let start = j * self.group;
-                    run_one(tile, start..x.len().min(start + self.group), *this, rule.affine.then_some(*shift));
-                }
+    pub fn drive(&self, place: Place, x: &[f32], runs: &mut Runs, tile: &mut impl Tile) {
+        let (n, fine) = (place.range.len(), self.is_fine());
+        let kind = self.find(place, x, runs);
+        if fine {
+            return self.each(n, kind, runs, tile);
+        }
+        for j in 0..runs.count {
+            let end = if j + 1 < runs.count { runs.start[j + 1] as usize } else { n };
+            let (range, scale) = (runs.start[j] as usize..end, runs.scale[j] * self.tensor);
+            match kind {
+                Second::Nothing => tile.run(range, Plain(scale)),
+                _ => tile.run(range, Factor::with(scale, kind, runs.second[j])),
             }
         }
     }
-}
 
-/// Runs the kernel of a tile of `n` elements with a scale (and offset) for each, which `fill` writes.
-#[inline(always)]
-fn each(n: usize, affine: bool, tile: &mut impl Tile, fill: impl FnOnce(&mut [f32; TILE], &mut [f32; TILE])) {
-    let (mut scales, mut recips) = ([1.0; TILE], [1.0; TILE]);
-    // The values that change nothing where there is no offset; see `Factor::new`.
-    let (mut subs, mut adds) = ([0.0; TILE], [-0.0; TILE]);
-    fill(&mut scales, &mut subs);
-    for (recip, scale) in recips[..n].iter_mut().zip(&scales[..n]) {
-        *recip = 1.0 / scale;
+    /// Whether a scale for each element is cheaper than runs of one scale.
+    #[inline(always)]
+    fn is_fine(&self) -> bool {
+        match self.scales {
+            Scales::Known { .. } => self.map.is_fine(),
+            Scales::OnTheSpot { .. } => self.group == 1,
+        }
     }
-    if affine {
-        adds[..n].copy_from_slice(&subs[..n]);
-    }
-    tile.run(0..n, Each { scale: &scales[..n], recip: &recips[..n], sub: &subs[..n], add: &adds[..n] });
-}
 
-/// One run of one scale.
-#[inline(always)]
-fn run_one(tile: &mut impl Tile, range: Range<usize>, scale: f32, offset: Option<f32>) {
-    match offset {
-        None => tile.run(range, Plain(scale)),
-        Some(_) => tile.run(range, Factor::new(scale, offset)),
+    /// Finds the runs of a tile and their scales; where [`Scaler::is_fine`], those of its elements.
+    #[inline(never)]
+    fn find(&self, place: Place, x: &[f32], runs: &mut Runs) -> Second {
+        self.level.part(
+            #[inline(always)]
+            || self.found(place, x, runs),
+        )
+    }
+
+    #[inline(always)]
+    fn found(&self, place: Place, x: &[f32], runs: &mut Runs) -> Second {
+        let Place { range, group: first } = place;
+        match self.scales {
+            Scales::Known { scale, second, kind } if self.map.is_fine() => {
+                self.spread(range.clone(), scale, &mut runs.scale);
+                if kind != Second::Nothing {
+                    self.spread(range, second, &mut runs.second);
+                }
+                kind
+            }
+            Scales::Known { scale, second, kind } => {
+                let mut count = 0;
+                self.map.runs(
+                    range,
+                    #[inline(always)]
+                    |position, index, _, _| {
+                        runs.start[count] = position as u32;
+                        runs.scale[count] = scale[index];
+                        runs.second[count] = if kind == Second::Nothing { 0.0 } else { second[index] };
+                        count += 1;
+                    },
+                );
+                runs.count = count;
+                kind
+            }
+            Scales::OnTheSpot { finisher, scale, offset } => {
+                // Observing all groups first lets the divisions of one overlap the reading of the next.
+                for (j, run) in x.chunks(self.group).enumerate() {
+                    runs.start[j] = (j * self.group) as u32;
+                    (runs.scale[j], runs.second[j]) = finisher.finish(&finisher.rule.statistic.observe(run));
+                }
+                runs.count = x.len().div_ceil(self.group);
+                if finisher.rule.looks_again() {
+                    for (j, run) in x.chunks(self.group).enumerate() {
+                        let found = (runs.scale[j], runs.second[j]);
+                        (runs.scale[j], runs.second[j]) =
+                            finisher.finish_again(&finisher.look_again(run, found), found);
+                    }
+                }
+                for j in 0..runs.count {
+                    // SAFETY: a group lies in one tile, so nobody else writes its scale.
+                    unsafe {
+                        scale.put(first + j, runs.scale[j]);
+                        offset.put(first + j, runs.second[j]);
+                    }
+                }
+                finisher.rule.second()
+            }
+        }
+    }
+
+    /// Runs the kernel of a tile of `n` elements with a scale (and second number) for each.
+    #[inline(always)]
+    fn each(&self, n: usize, kind: Second, runs: &mut Runs, tile: &mut impl Tile) {
+        // The values that change nothing where there is no offset; see `Factor::plain`.
+        let (mut recips, mut subs, mut adds) = ([1.0; TILE], [0.0; TILE], [-0.0; TILE]);
+        for scale in &mut runs.scale[..n] {
+            *scale *= self.tensor;
+        }
+        let divisors = if kind == Second::Divisor { &runs.second } else { &runs.scale };
+        for (recip, divisor) in recips[..n].iter_mut().zip(divisors) {
+            *recip = 1.0 / divisor;
+        }
+        if kind == Second::Offset {
+            subs[..n].copy_from_slice(&runs.second[..n]);
+            adds[..n].copy_from_slice(&runs.second[..n]);
+        }
+        tile.run(0..n, Each { scale: &runs.scale[..n], recip: &recips[..n], sub: &subs[..n], add: &adds[..n] });
     }
 }
 
@@ -260,7 +291,7 @@ pub(super) struct Plan<'a> {
 fn grid_of(format: &Format, affine: bool) -> AnyGrid {
     match format.uniform() {
         Some(grid) if affine => grid.counted_from_lowest().into(),
-        _ => format.grid,
+        _ => format.grid.clone(),
     }
 }
 
@@ -268,31 +299,49 @@ impl<'a> Plan<'a> {
     /// Elements `range`, copied if the results go to the same memory.
     #[inline(always)]
     pub fn read<'b>(&'b self, range: Range<usize>, copied: bool, buffer: &'b mut [f32; TILE]) -> &'b [f32] {
-        match self.x {
-            Some(x) if copied => x.copy(range, buffer),
-            Some(x) => {
-                let (n, numbers) = (range.len(), x.read(range, buffer));
-                simd::prefetch(numbers.as_ptr().wrapping_add(AHEAD), n);
-                numbers
-            }
-            None => &[],
+        let Some(x) = self.x else { return &[] };
+        let n = range.len();
+        let numbers = match x.part(range.clone()) {
+            Some(numbers) if !copied => numbers,
+            _ => self.gather(x, range, buffer),
+        };
+        if !copied {
+            simd::prefetch(numbers.as_ptr().wrapping_add(AHEAD), n);
         }
+        numbers
+    }
+
+    #[inline(never)]
+    fn gather<'b>(&self, x: &'b View, range: Range<usize>, buffer: &'b mut [f32; TILE]) -> &'b [f32] {
+        self.scaler.level.part(
+            #[inline(always)]
+            || x.copy(range, buffer),
+        )
     }
 
     /// Reads the random words of elements `range`, if the rounding uses any.
     #[inline(always)]
     pub fn draw<R: Round>(&self, range: Range<usize>, words: &mut [u32; TILE]) {
-        if !R::RANDOM {
-            return;
+        if R::RANDOM {
+            self.draw_words(range, words);
         }
+    }
+
+    #[inline(never)]
+    fn draw_words(&self, range: Range<usize>, words: &mut [u32; TILE]) {
         let (Some(stream), Words { first, row, step }) = (self.rounding.stream(), self.words) else { return };
-        let mut at = range.start;
-        while at < range.end {
-            let end = range.end.min((at / row + 1).saturating_mul(row));
-            let words = &mut words[at - range.start..end - range.start];
-            stream.fill((first + at / row * step + at % row) as u64, words);
-            at = end;
-        }
+        self.scaler.level.part(
+            #[inline(always)]
+            || {
+                let mut at = range.start;
+                while at < range.end {
+                    let end = range.end.min((at / row + 1).saturating_mul(row));
+                    let words = &mut words[at - range.start..end - range.start];
+                    stream.fill((first + at / row * step + at % row) as u64, words);
+                    at = end;
+                }
+            },
+        );
     }
 
     /// The plan for scales from the caller.
@@ -306,7 +355,12 @@ impl<'a> Plan<'a> {
             scaler: Scaler {
                 map: Map::new(shape, spec.grouping, strides),
                 group: STEP,
-                scales: Scales::Known { scale, offset },
+                scales: match offset {
+                    None => Scales::Known { scale, second: &[], kind: Second::Nothing },
+                    Some(second) => Scales::Known { scale, second, kind: Second::Offset },
+                },
+                tensor: spec.tensor,
+                level: Level::current(),
             },
             cut: Cut::plain(shape.iter().product()),
         }
@@ -322,30 +376,32 @@ pub(super) fn with_plan<R>(
     bits: u32,
     work: impl FnOnce(&Plan) -> R,
 ) -> R {
-    let Spec { format, grouping, rounding } = spec;
+    let Spec { format, grouping, rounding, tensor } = spec;
     let (rule, scale, offset) = match scaling {
         Scaling::Given(given) => return work(&Plan { x: Some(x), ..Plan::of_given(spec, x.shape(), given) }),
         Scaling::Rule(rule, scale, offset) => (rule, scale, offset),
     };
+    let finisher = Finisher { rule, format, tensor };
     let map = Map::of_rule(x.shape(), grouping);
     let plan = |scales, cut: Cut| Plan {
         x: Some(x),
         words: slab.map_or(Words::WHOLE, |slab| slab.words),
-        grid: grid_of(format, rule.affine),
+        grid: grid_of(format, rule.affine()),
         rounding,
-        scaler: Scaler { map, group: cut.group, scales },
+        scaler: Scaler { map, group: cut.group, scales, tensor, level: Level::current() },
         cut,
     };
     if let Some(cut) = groups_in_tiles(x.shape(), grouping, bits) {
         let (scale, offset) = (Shared::new(scale), Shared::new(offset));
-        return work(&plan(Scales::OnTheSpot { rule, format, scale, offset }, cut));
+        return work(&plan(Scales::OnTheSpot { finisher, scale, offset }, cut));
     }
     let groups: usize = grouping.scale_shape(x.shape()).iter().product();
-    let (mut own_scale, mut own_offset) = (Vec::new(), Vec::new());
+    let (mut own_scale, mut own_second) = (Vec::new(), Vec::new());
     let scale = room(scale, &mut own_scale, groups);
-    let offset = room(offset, &mut own_offset, if rule.affine { groups } else { 0 });
-    observe::observe(x, grouping, rule, format, scale, offset);
-    work(&plan(Scales::Known { scale, offset: rule.affine.then_some(offset) }, Cut::plain(x.len())))
+    let two = rule.second() != Second::Nothing || rule.looks_again();
+    let second = room(offset, &mut own_second, if two { groups } else { 0 });
+    observe::observe(x, grouping, finisher, scale, second);
+    work(&plan(Scales::Known { scale, second, kind: rule.second() }, Cut::plain(x.len())))
 }
 
 /// The caller's slice if it has the length wanted, else one of our own.
@@ -397,7 +453,22 @@ impl<'a> Sink<'a> {
             );
         } else {
             // SAFETY: in bounds and exclusive.
-            unsafe { self.out.write(range.start, buffer) };
+            unsafe { self.scatter(range.start, buffer) };
         }
+    }
+
+    /// Writes elements from `start` on to where they belong.
+    ///
+    /// # Safety
+    /// As for `put`.
+    #[inline(never)]
+    unsafe fn scatter(&self, start: usize, numbers: &[f32]) {
+        self.level.part(
+            #[inline(always)]
+            || {
+                // SAFETY: the caller's promise.
+                unsafe { self.out.write(start, numbers) };
+            },
+        );
     }
 }

@@ -3,8 +3,9 @@
 //! A rule is a small record that names a [`Statistic`] (how to `observe` numbers and `merge` two observations); `finish`
 //! turns what was observed into a scale and an offset for one format.
 
-use crate::error::{Error, Result};
-use crate::formats::Format;
+mod rules;
+
+pub use rules::{Finisher, RULES, Rule, Second};
 
 /// The bits of float32 infinity: anything at or above is not finite.
 const INFINITY_BITS: u32 = 0x7f80_0000;
@@ -209,21 +210,25 @@ fn join_lanes(l: [f64; LANES]) -> f64 {
 /// Sums of |x| and of x^2 in float64: the lanes are joined pairwise.
 #[inline(always)]
 fn lane_sums(x: &[f32]) -> (f64, f64) {
-    let (mut sums, mut squares) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+    lane_sums_of(x, |x| f64::from(x.abs()), |x| f64::from(*x) * f64::from(*x))
+}
+
+/// Two sums over the same numbers, in the order of every such sum.
+#[inline(always)]
+fn lane_sums_of(x: &[f32], one: impl Fn(&f32) -> f64, other: impl Fn(&f32) -> f64) -> (f64, f64) {
+    let (mut ones, mut others) = ([0.0_f64; LANES], [0.0_f64; LANES]);
     let (rows, rest) = x.as_chunks::<LANES>();
     for row in rows {
         for lane in 0..LANES {
-            let value = f64::from(row[lane]);
-            sums[lane] += value.abs();
-            squares[lane] += value * value;
+            ones[lane] += one(&row[lane]);
+            others[lane] += other(&row[lane]);
         }
     }
     for (lane, value) in rest.iter().enumerate() {
-        let value = f64::from(*value);
-        sums[lane] += value.abs();
-        squares[lane] += value * value;
+        ones[lane] += one(value);
+        others[lane] += other(value);
     }
-    (join_lanes(sums), join_lanes(squares))
+    (join_lanes(ones), join_lanes(others))
 }
 
 /// The sum of `x[i] y[i]` of at most [`PIECE`] numbers, in float64 and in the order of every such sum.
@@ -240,135 +245,4 @@ pub fn sum_of_products(x: &[f32], y: &[f32]) -> f64 {
         *lane += f64::from(*x) * f64::from(*y);
     }
     join_lanes(lanes)
-}
-
-/// A scale rule.
-#[derive(Clone, Copy, Debug)]
-pub struct Rule {
-    /// The name users give.
-    pub name: &'static str,
-    /// What it observes.
-    pub statistic: Statistic,
-    /// Whether it gives an offset.
-    pub affine: bool,
-    /// Whether a format can use it.
-    accepts: fn(&Format) -> bool,
-}
-
-/// Every rule, in order.
-pub const RULES: &[Rule] = &[
-    Rule { name: "amax", statistic: Statistic::Amax, affine: false, accepts: |_| true },
-    Rule { name: "minmax", statistic: Statistic::MinMax, affine: true, accepts: |format| format.uniform().is_some() },
-    Rule { name: "sawb", statistic: Statistic::Moments, affine: false, accepts: |format| format.sawb.is_some() },
-];
-
-/// "amax": the largest magnitude becomes the format's reference value.
-#[inline(always)]
-fn amax(seen: &Observed, format: &Format) -> (f32, f32) {
-    (seen.amax() / format.reference, 0.0)
-}
-
-/// "minmax": the smallest number becomes the lowest code and the largest the highest. Numbers too far apart for `x - offset` to
-/// be finite have no such scale.
-#[inline(always)]
-fn minmax(seen: &Observed, format: &Format) -> (f32, f32) {
-    let (low, high) = seen.extremes();
-    if !(high - low).is_finite() {
-        return (f32::NAN, f32::NAN);
-    }
-    let steps = format.uniform().map_or(1.0, |grid| grid.levels() - 1.0);
-    // Adding zero makes an offset of -0 plain 0.
-    (((f64::from(high) - f64::from(low)) / f64::from(steps)) as f32, low + 0.0)
-}
-
-/// "sawb", statistics-aware weight binning: Choi et al., arXiv:1807.06964; the guard is that of IBM's published code.
-#[inline(always)]
-fn sawb(seen: &Observed, format: &Format) -> (f32, f32) {
-    let Some(fit) = format.sawb else { return (0.0, 0.0) };
-    let n = seen.count as f64;
-    let alpha = fit.rms_factor * (seen.squares / n).sqrt() - fit.mean_factor * (seen.sum / n);
-    let alpha = if alpha > 0.0 { alpha } else { f64::from(seen.amax()) };
-    let alpha = if seen.magnitude < INFINITY_BITS { alpha } else { f64::NAN };
-    ((alpha / fit.levels) as f32, 0.0)
-}
-
-impl Rule {
-    /// The rule of this name, if `format` can use it.
-    pub fn named(name: &str, format: &Format) -> Result<&'static Rule> {
-        let usable = || RULES.iter().filter(|rule| (rule.accepts)(format)).map(|rule| rule.name);
-        match RULES.iter().find(|rule| rule.name == name) {
-            Some(rule) if (rule.accepts)(format) => Ok(rule),
-            Some(_) => Err(Error::argument(
-                "scale",
-                format!("the rule {name:?} does not suit {}; it can use {}, or numbers", format.name, join(usable())),
-            )),
-            None => {
-                Err(Error::Unknown { argument: "scale", name: name.into(), known: join(usable()) + ", or numbers" })
-            }
-        }
-    }
-
-    /// The names of the rules that `format` can use.
-    pub fn names_for(format: &Format) -> Vec<&'static str> {
-        RULES.iter().filter(|rule| (rule.accepts)(format)).map(|rule| rule.name).collect()
-    }
-
-    /// The scale and the offset of a group: NaN if it held anything not finite, 1 if it held only zeros (or, for an
-    /// affine rule, one number), else within [`SCALE_RANGE`].
-    #[inline(always)]
-    pub fn finish(&self, seen: &Observed, format: &Format) -> (f32, f32) {
-        if seen.count == 0 {
-            return (1.0, 0.0);
-        }
-        let (scale, offset) = match self.statistic {
-            Statistic::Amax => amax(seen, format),
-            Statistic::MinMax => minmax(seen, format),
-            Statistic::Moments => sawb(seen, format),
-        };
-        if !(scale.is_finite() && offset.is_finite()) {
-            return (f32::NAN, f32::NAN);
-        }
-        let (least, most) = SCALE_RANGE;
-        (if scale == 0.0 && self.nothing_lost(seen) { 1.0 } else { scale.clamp(least, most) }, offset)
-    }
-
-    /// Whether a scale of zero is the truth and not an underflow.
-    #[inline(always)]
-    fn nothing_lost(&self, seen: &Observed) -> bool {
-        match self.statistic {
-            Statistic::MinMax => seen.low == seen.high || seen.extremes().0 == seen.extremes().1,
-            Statistic::Amax | Statistic::Moments => seen.magnitude == 0,
-        }
-    }
-}
-
-fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names.collect::<Vec<_>>().join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::formats::all;
-
-    #[test]
-    fn every_default_rule_suits_its_format() {
-        for format in all() {
-            assert!(Rule::named(format.default_scale, format).is_ok(), "{}", format.name);
-        }
-    }
-
-    #[test]
-    fn what_is_not_finite_propagates_through_every_statistic() {
-        for format in all() {
-            for rule in RULES.iter().filter(|rule| (rule.accepts)(format)) {
-                for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                    let mut x = vec![0.5_f32; 100];
-                    x[77] = bad;
-                    let seen = rule.statistic.observe(&x[..50]).merge(rule.statistic.observe(&x[50..]));
-                    assert!(rule.finish(&seen, format).0.is_nan(), "{} {} {bad}", format.name, rule.name);
-                }
-            }
-        }
-    }
 }

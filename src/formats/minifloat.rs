@@ -1,0 +1,363 @@
+//! Small floats of any exponent, mantissa and bias: OCP's FP4, FP6 and FP8, the IEEE ones, and Tesla's CFloat.
+//!
+//! Sources: OCP Microscaling Formats v1.0 (E2M1, E2M3, E3M2, E4M3, E5M2); IEEE 754 (binary16); ml_dtypes (fn, fnuz);
+//! Tesla, "A Guide to Tesla's Configurable Floating Point Formats & Arithmetic", 2021 (CFloat8, CFloat16).
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use super::{AnyGrid, Call, Codes, Format, Grid, choose, goes, threshold};
+use crate::error::{Error, Result};
+
+/// What the codes beyond the finite numbers mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Specials {
+    /// Every code is a finite number.
+    None,
+    /// The highest exponent is infinity (mantissa 0) and NaN, as in IEEE 754.
+    Ieee,
+    /// The code of all ones is NaN.
+    Fn,
+    /// The code of negative zero is NaN.
+    Fnuz,
+}
+
+impl Specials {
+    /// What this name of `inf_nan` means.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "none" => Ok(Specials::None),
+            "ieee" => Ok(Specials::Ieee),
+            "fn" => Ok(Specials::Fn),
+            "fnuz" => Ok(Specials::Fnuz),
+            _ => Err(Error::Unknown { argument: "inf_nan", name: name.into(), known: "none, ieee, fn, fnuz".into() }),
+        }
+    }
+}
+
+/// A sign, exponent and mantissa. Between the smallest normal number and zero the steps are equal, or there is nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Minifloat {
+    /// Mantissa bits of float32 that are dropped.
+    shift: u32,
+    /// What is subtracted from float32's bits so that the rest, shifted, is the code.
+    rebase: u32,
+    lowest: f32,
+    largest: f32,
+    /// Below this magnitude steps are equal; 0 where float32 itself takes equal steps there.
+    normal: f32,
+    /// The step below `normal` (`normal` itself if there is nothing below), and how many make 1.
+    step: f32,
+    per_step: f32,
+    /// -0 keeps the sign of what becomes zero, 0 drops it.
+    zero: f32,
+    /// The sign's place in a code; 0 without a sign.
+    sign: u32,
+    /// The first code of a normal number.
+    first_normal: u32,
+    /// Bits of a code below `first_normal` that mean something.
+    meaning: u32,
+    /// The highest finite code, without its sign.
+    last: u32,
+    infinity: u32,
+    nan: u32,
+}
+
+/// 2^k, for an exponent that float32 has.
+const fn power(k: i32) -> f32 {
+    if k >= -126 { f32::from_bits(((k + 127) as u32) << 23) } else { f32::from_bits(1 << (k + 149)) }
+}
+
+/// 2^23: added to a number from 0 below it, rounds to an integer, ties to even.
+const INTEGERS: f32 = 8_388_608.0;
+
+const UNUSED: u32 = u32::MAX;
+
+impl Minifloat {
+    /// A float of `e` exponent and `m` mantissa bits; whether that can be is asked of [`float`].
+    pub const fn new(e: u32, m: u32, bias: i32, specials: Specials, subnormals: bool, signed: bool) -> Self {
+        let shift = 23 - m;
+        let rebase = ((127 - bias) as u32) << 23;
+        let top = 1_u32 << (e + m);
+        let last = match specials {
+            Specials::None | Specials::Fnuz => top - 1,
+            Specials::Ieee => top - (1 << m) - 1,
+            Specials::Fn => top - 2,
+        };
+        let step = if bias == 127 && subnormals { 0.0 } else { power(if subnormals { 1 - bias - m as i32 } else { 1 - bias }) };
+        let first = 1 << m;
+        let largest = if last >= first {
+            f32::from_bits((last << shift).wrapping_add(rebase))
+        } else {
+            last as f32 * power(1 - bias - m as i32)
+        };
+        let float32s = bias == 127 && subnormals;
+        Minifloat {
+            shift,
+            rebase,
+            lowest: if signed { -largest } else { 0.0 },
+            largest,
+            normal: if float32s { 0.0 } else { power(1 - bias) },
+            step,
+            per_step: if float32s { 0.0 } else { 1.0 / step },
+            zero: if signed && !matches!(specials, Specials::Fnuz) { -0.0 } else { 0.0 },
+            sign: if signed { top } else { 0 },
+            first_normal: if float32s { 0 } else { first },
+            meaning: if subnormals { UNUSED } else { 0 },
+            last,
+            infinity: if matches!(specials, Specials::Ieee) { last + 1 } else { UNUSED },
+            nan: if matches!(specials, Specials::Fnuz) { top } else { UNUSED },
+        }
+    }
+
+    /// Mantissa bits.
+    pub const fn mantissa(&self) -> u32 {
+        23 - self.shift
+    }
+
+    const fn dropped(&self) -> u32 {
+        (1 << self.shift) - 1
+    }
+
+    #[inline(always)]
+    fn clamp(&self, t: f32) -> f32 {
+        let t = if t > self.lowest { t } else { self.lowest };
+        if t < self.largest { t } else { self.largest }
+    }
+
+    /// The magnitude with these bits and the sign of `t`, which is within the grid.
+    #[inline(always)]
+    fn signed(&self, magnitude: u32, t: f32) -> f32 {
+        f32::from_bits(magnitude | t.to_bits() & 0x8000_0000) + self.zero
+    }
+}
+
+impl Grid for Minifloat {
+    /// Half a unit in the last place, less one if the code would be even, is added to the bits; below the smallest normal
+    /// number the addition of 2^23 steps does the same.
+    #[inline(always)]
+    fn nearest(&self, t: f32) -> f32 {
+        let t = self.clamp(t);
+        let a = t.abs();
+        let bits = a.to_bits();
+        let odd = (bits.wrapping_sub(self.rebase) >> self.shift) & u32::from(self.shift > 0);
+        let normal = (bits + ((self.dropped() >> 1) + odd)) & !self.dropped();
+        let magic = self.step * INTEGERS;
+        let below = ((a + magic) - magic).to_bits();
+        self.signed(if a >= self.normal { normal } else { below }, t)
+    }
+
+    /// The fraction of the way is in the dropped bits, exact; below the smallest normal number it is that of a number of
+    /// steps.
+    #[inline(always)]
+    fn stochastic(&self, t: f32, word: u32) -> f32 {
+        let t = self.clamp(t);
+        let a = t.abs();
+        let bits = a.to_bits();
+        let q = f32::from_bits((bits & self.dropped()) << self.mantissa() | 1.0_f32.to_bits()) - 1.0;
+        let near = bits & !self.dropped();
+        let steps = a * self.per_step;
+        let rounded = (steps + INTEGERS) - INTEGERS;
+        let floor = if rounded > steps { rounded - 1.0 } else { rounded };
+        let is_normal = a >= self.normal;
+        let q = if is_normal { q } else { steps - floor };
+        let (low, high) = ((floor * self.step).to_bits(), ((floor + 1.0) * self.step).to_bits());
+        let near_far = (if is_normal { near } else { low }, if is_normal { near + (self.dropped() + 1) } else { high });
+        let negative = ((t.to_bits() as i32) >> 31) as u32;
+        self.signed(choose(goes(word ^ negative, threshold(q)), near_far.1, near_far.0), t)
+    }
+
+    fn extremes(&self) -> (f32, f32, f32) {
+        (self.lowest, self.decode(if self.meaning == 0 { 1 << self.mantissa() } else { 1 }), self.largest)
+    }
+}
+
+impl Codes for Minifloat {
+    #[inline(always)]
+    fn encode(&self, value: f32) -> u32 {
+        let a = value.abs();
+        let normal = a.to_bits().wrapping_sub(self.rebase) >> self.shift;
+        let below = (a * self.per_step + INTEGERS).to_bits() & 0x7f_ffff;
+        let sign = if value.to_bits() >> 31 == 1 { self.sign } else { 0 };
+        sign | if a >= self.normal { normal } else { below }
+    }
+
+    #[inline(always)]
+    fn decode(&self, code: u32) -> f32 {
+        let magnitude = code & !self.sign;
+        let normal = f32::from_bits((magnitude << self.shift).wrapping_add(self.rebase));
+        let below = (f32::from_bits(magnitude & self.meaning & 0xffff | INTEGERS.to_bits()) - INTEGERS) * self.step;
+        let finite = if magnitude >= self.first_normal { normal } else { below };
+        let special = if magnitude == self.infinity { f32::INFINITY } else { f32::NAN };
+        let value = if magnitude > self.last { special } else { finite };
+        let sign = if code & self.sign != 0 { 0x8000_0000 } else { 0 };
+        let value = f32::from_bits(value.to_bits() | sign) + self.zero;
+        if code == self.nan || value.is_nan() { f32::NAN } else { value }
+    }
+}
+
+const OCP: &str = "OCP Microscaling Formats v1.0";
+const ML_DTYPES: &str = "ml_dtypes, named there as float8_...";
+
+/// A float as a format: scale 1 unless asked otherwise.
+fn record(name: Cow<'static, str>, bits: u32, grid: Minifloat, source: &'static str) -> Format {
+    Format {
+        name,
+        bits,
+        coded: bits <= 16,
+        reference: grid.largest,
+        default_scale: "one",
+        default_block: None,
+        sawb: None,
+        powers: None,
+        scaling: None,
+        source,
+        grid: AnyGrid::Minifloat(grid),
+    }
+}
+
+fn named(name: &'static str, e: u32, m: u32, specials: Specials, source: &'static str) -> Format {
+    let grid = Minifloat::new(e, m, default_bias(e, specials), specials, true, true);
+    record(Cow::Borrowed(name), 1 + e + m, grid, source)
+}
+
+const fn default_bias(e: u32, specials: Specials) -> i32 {
+    let half = 1 << (e - 1);
+    if matches!(specials, Specials::Fnuz) { half } else { half - 1 }
+}
+
+/// OCP's E2M1, the element of MXFP4 and NVFP4.
+pub(crate) const E2M1: Minifloat = Minifloat::new(2, 1, 1, Specials::None, true, true);
+/// OCP's E2M3.
+pub(super) const E2M3: Minifloat = Minifloat::new(2, 3, 1, Specials::None, true, true);
+/// OCP's E3M2.
+pub(super) const E3M2: Minifloat = Minifloat::new(3, 2, 3, Specials::None, true, true);
+/// OCP's E4M3.
+pub(crate) const E4M3: Minifloat = Minifloat::new(4, 3, 7, Specials::Fn, true, true);
+/// OCP's E5M2.
+pub(super) const E5M2: Minifloat = Minifloat::new(5, 2, 15, Specials::Ieee, true, true);
+
+/// The formats of this family that have names.
+pub fn formats() -> Vec<Format> {
+    vec![
+    record(Cow::Borrowed("fp4_e2m1"), 4, E2M1, OCP),
+    record(Cow::Borrowed("fp6_e2m3"), 6, E2M3, OCP),
+    record(Cow::Borrowed("fp6_e3m2"), 6, E3M2, OCP),
+    named("fp8_e3m4", 3, 4, Specials::Ieee, ML_DTYPES),
+    named("fp8_e4m3", 4, 3, Specials::Ieee, ML_DTYPES),
+    record(Cow::Borrowed("fp8_e4m3fn"), 8, E4M3, OCP),
+    named("fp8_e4m3fnuz", 4, 3, Specials::Fnuz, ML_DTYPES),
+    record(
+        Cow::Borrowed("fp8_e4m3b11fnuz"),
+        8,
+        Minifloat::new(4, 3, 11, Specials::Fnuz, true, true),
+        ML_DTYPES,
+    ),
+    record(Cow::Borrowed("fp8_e5m2"), 8, E5M2, OCP),
+    named("fp8_e5m2fnuz", 5, 2, Specials::Fnuz, ML_DTYPES),
+    named("float16", 5, 10, Specials::Ieee, "IEEE 754-2008 (binary16)"),
+    named("bfloat16", 8, 7, Specials::Ieee, "the upper half of IEEE 754's binary32"),
+]
+}
+
+/// A float of the caller's own, if there is one.
+pub fn float(e: u32, m: u32, bias: Option<i32>, specials: Specials, subnormals: bool) -> Result<Format> {
+    if !(1..=8).contains(&e) {
+        return Err(Error::argument("exponent_bits", format!("{e} is out of range; give 1 to 8")));
+    }
+    if m > 23 {
+        return Err(Error::argument("mantissa_bits", format!("{m} is out of range; give 0 to 23")));
+    }
+    let default = default_bias(e, specials);
+    let bias = bias.unwrap_or(default);
+    if e == 8 && (specials != Specials::Ieee || bias != 127) {
+        let reason = "8 exponent bits fit float32 only with inf_nan=\"ieee\" and the bias 127";
+        return Err(Error::argument(if specials == Specials::Ieee { "bias" } else { "inf_nan" }, reason));
+    }
+    // float32 must hold the largest number, and the steps below the smallest normal one.
+    let (least, most) = (((1 << e) - 128).max(-103), 127 - m as i32);
+    if e < 8 && !(least..=most).contains(&bias) {
+        return Err(Error::argument("bias", format!("{bias} is out of range; give {least} to {most}")));
+    }
+    let values = (1_u32 << (e + m)) - match specials {
+        Specials::None | Specials::Fnuz => 1,
+        Specials::Ieee => (1 << m) + 1,
+        Specials::Fn => 2,
+    };
+    if values < if subnormals { 1 } else { 1 << m } {
+        let reason = format!("{e} exponent and {m} mantissa bits leave no finite number but zero; give another");
+        return Err(Error::argument("inf_nan", reason));
+    }
+    let mut name = format!("float({e},{m}");
+    if bias != default {
+        // Writing to a String cannot fail.
+        let _ = write!(name, ",bias={bias}");
+    }
+    name += match specials {
+        Specials::None => "",
+        Specials::Ieee => ",ieee",
+        Specials::Fn => ",fn",
+        Specials::Fnuz => ",fnuz",
+    };
+    name += if subnormals { ")" } else { ",ftz)" };
+    let grid = Minifloat::new(e, m, bias, specials, subnormals, true);
+    Ok(record(Cow::Owned(name), 1 + e + m, grid, "a float of the caller's own: lowbit.float_format"))
+}
+
+const TESLA: &str = "Tesla, A Guide to Tesla's Configurable Floating Point Formats & Arithmetic, 2021";
+
+/// The biases that a six-bit unsigned field can say.
+const BIASES: std::ops::RangeInclusive<i32> = 0..=63;
+
+fn configurable(name: String, e: u32, m: u32, bias: i32) -> Result<Format> {
+    if !BIASES.contains(&bias) {
+        return Err(Error::argument("bias", format!("{bias} is out of range; give 0 to 63")));
+    }
+    let grid = Minifloat::new(e, m, bias, Specials::None, true, true);
+    let powers = Some((bias - BIASES.end(), bias - BIASES.start()));
+    Ok(Format { powers, ..record(Cow::Owned(name), 1 + e + m, grid, TESLA) })
+}
+
+/// Tesla's `CFloat8_1_4_3` or `CFloat8_1_5_2`.
+pub fn cfloat8(e: u32, bias: i32) -> Result<Format> {
+    if e != 4 && e != 5 {
+        return Err(Error::argument("exponent_bits", format!("{e} is not one of CFloat8's; give 4 or 5")));
+    }
+    configurable(format!("cfloat8({e},{bias})"), e, 7 - e, bias)
+}
+
+/// Tesla's CFloat16 SHP: a half of any bias, without infinities.
+pub fn cfloat16_shp(bias: i32) -> Result<Format> {
+    configurable(format!("cfloat16(shp,{bias})"), 5, 10, bias)
+}
+
+/// Tesla's CFloat16 UHP: no sign, six exponent bits; the highest exponent may be kept free.
+pub fn cfloat16_uhp(reserved: bool) -> Format {
+    let specials = if reserved { Specials::Ieee } else { Specials::None };
+    let name = if reserved { "cfloat16(uhp,reserved)" } else { "cfloat16(uhp)" };
+    record(Cow::Borrowed(name), 16, Minifloat::new(6, 10, 31, specials, false, false), TESLA)
+}
+
+/// Reads the names that this family's factories write.
+pub fn factory(call: &Call) -> Option<Result<Format>> {
+    match (call.family, call.arguments.as_slice()) {
+        ("cfloat8", [e, bias]) => Some(cfloat8(e.parse().ok()?, bias.parse().ok()?)),
+        ("cfloat16", ["shp", bias]) => Some(cfloat16_shp(bias.parse().ok()?)),
+        ("cfloat16", ["uhp"]) => Some(Ok(cfloat16_uhp(false))),
+        ("cfloat16", ["uhp", "reserved"]) => Some(Ok(cfloat16_uhp(true))),
+        ("float", [e, m, options @ ..]) => {
+            let (mut bias, mut specials, mut subnormals) = (None, Specials::None, true);
+            for option in options {
+                match *option {
+                    "ieee" => specials = Specials::Ieee,
+                    "fn" => specials = Specials::Fn,
+                    "fnuz" => specials = Specials::Fnuz,
+                    "ftz" => subnormals = false,
+                    _ => bias = Some(option.strip_prefix("bias=")?.parse().ok()?),
+                }
+            }
+            Some(float(e.parse().ok()?, m.parse().ok()?, bias, specials, subnormals))
+        }
+        _ => None,
+    }
+}
