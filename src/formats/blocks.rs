@@ -150,6 +150,7 @@ pub fn formats() -> Vec<Format> {
 pub fn block_format(element: &Format, format: ScaleFormat, block: Option<usize>) -> Result<Format> {
     let mantissa = match &element.grid {
         AnyGrid::Minifloat(grid) if element.extremes().0 < 0.0 && element.powers.is_none() => Some(grid.mantissa()),
+        AnyGrid::Truncated(_) => Some(element.bits.saturating_sub(9)),
         AnyGrid::Int(grid) if grid.lowest < 0.0 => Some(element.bits - 2),
         AnyGrid::Fixed(_) => Some(element.bits - 2),
         _ => None,

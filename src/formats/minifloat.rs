@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use super::{AnyGrid, Call, Codes, Format, Grid, choose, goes, threshold};
+use super::{AnyGrid, Call, Codes, Format, Grid, below_one, goes, threshold};
 use crate::error::{Error, Result};
 
 /// What the codes beyond the finite numbers mean.
@@ -35,24 +35,45 @@ impl Specials {
     }
 }
 
-/// A sign, exponent and mantissa. Between the smallest normal number and zero the steps are equal, or there is nothing.
+/// A sign, fewer than 8 exponent bits and a mantissa. Between the smallest normal number and zero the steps are equal, or
+/// there is nothing. Every step is a normal float32.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Minifloat {
-    /// Mantissa bits of float32 that are dropped.
-    shift: u32,
-    /// What is subtracted from float32's bits so that the rest, shifted, is the code.
+    mantissa: u32,
+    /// What is subtracted from float32's bits so that the rest, without the bits that are dropped, is the code.
     rebase: u32,
     lowest: f32,
     largest: f32,
-    /// Below this magnitude steps are equal; 0 where float32 itself takes equal steps there.
+    /// The smallest normal number.
     normal: f32,
-    /// The step below `normal` (`normal` itself if there is nothing below), and how many make 1.
+    /// The step below it: `normal` itself if there is nothing below.
     step: f32,
-    per_step: f32,
+    /// The exponent bits that the mantissa has too much where there is nothing below `normal`.
+    flushed: u32,
+    codes: Coding,
+}
+
+/// 2^k, for an exponent that float32 has.
+const fn power(k: i32) -> f32 {
+    if k >= -126 { f32::from_bits(((k + 127) as u32) << 23) } else { f32::from_bits(1 << (k + 149)) }
+}
+
+/// 2^23: added to a number from 0 below it, rounds to an integer, ties to even, which is then in the low bits.
+const INTEGERS: f32 = 8_388_608.0;
+const MANTISSA: u32 = 0x7f_ffff;
+const SIGN: u32 = 0x8000_0000;
+
+const UNUSED: u32 = u32::MAX;
+
+/// What the codes of a float mean beyond sign, exponent and mantissa.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Coding {
     /// -0 keeps the sign of what becomes zero, 0 drops it.
     zero: f32,
     /// The sign's place in a code; 0 without a sign.
     sign: u32,
+    /// The least magnitude that has a sign.
+    least_signed: u32,
     /// The first code of a normal number.
     first_normal: u32,
     /// Bits of a code below `first_normal` that mean something.
@@ -63,46 +84,20 @@ pub struct Minifloat {
     nan: u32,
 }
 
-/// 2^k, for an exponent that float32 has.
-const fn power(k: i32) -> f32 {
-    if k >= -126 { f32::from_bits(((k + 127) as u32) << 23) } else { f32::from_bits(1 << (k + 149)) }
-}
-
-/// 2^23: added to a number from 0 below it, rounds to an integer, ties to even.
-const INTEGERS: f32 = 8_388_608.0;
-
-const UNUSED: u32 = u32::MAX;
-
-impl Minifloat {
-    /// A float of `e` exponent and `m` mantissa bits; whether that can be is asked of [`float`].
-    pub const fn new(e: u32, m: u32, bias: i32, specials: Specials, subnormals: bool, signed: bool) -> Self {
-        let shift = 23 - m;
-        let rebase = ((127 - bias) as u32) << 23;
+impl Coding {
+    const fn new(e: u32, m: u32, specials: Specials, subnormals: bool, signed: bool) -> Self {
         let top = 1_u32 << (e + m);
         let last = match specials {
             Specials::None | Specials::Fnuz => top - 1,
             Specials::Ieee => top - (1 << m) - 1,
             Specials::Fn => top - 2,
         };
-        let step = if bias == 127 && subnormals { 0.0 } else { power(if subnormals { 1 - bias - m as i32 } else { 1 - bias }) };
-        let first = 1 << m;
-        let largest = if last >= first {
-            f32::from_bits((last << shift).wrapping_add(rebase))
-        } else {
-            last as f32 * power(1 - bias - m as i32)
-        };
-        let float32s = bias == 127 && subnormals;
-        Minifloat {
-            shift,
-            rebase,
-            lowest: if signed { -largest } else { 0.0 },
-            largest,
-            normal: if float32s { 0.0 } else { power(1 - bias) },
-            step,
-            per_step: if float32s { 0.0 } else { 1.0 / step },
-            zero: if signed && !matches!(specials, Specials::Fnuz) { -0.0 } else { 0.0 },
+        let both_zeros = signed && !matches!(specials, Specials::Fnuz);
+        Coding {
+            zero: if both_zeros { -0.0 } else { 0.0 },
             sign: if signed { top } else { 0 },
-            first_normal: if float32s { 0 } else { first },
+            least_signed: if both_zeros { 0 } else { 1 },
+            first_normal: 1 << m,
             meaning: if subnormals { UNUSED } else { 0 },
             last,
             infinity: if matches!(specials, Specials::Ieee) { last + 1 } else { UNUSED },
@@ -110,13 +105,59 @@ impl Minifloat {
         }
     }
 
-    /// Mantissa bits.
-    pub const fn mantissa(&self) -> u32 {
-        23 - self.shift
+    /// The number with the bits of this magnitude and the sign of `t`, which is within the grid.
+    #[inline(always)]
+    fn signed(&self, magnitude: u32, t: f32) -> f32 {
+        f32::from_bits(magnitude | t.to_bits() & SIGN) + self.zero
     }
 
-    const fn dropped(&self) -> u32 {
-        (1 << self.shift) - 1
+    /// The code of this magnitude with the sign of `t`.
+    #[inline(always)]
+    fn code(&self, magnitude: u32, t: f32) -> u32 {
+        let sign = if t.to_bits() >> 31 == 1 { self.sign } else { 0 };
+        magnitude | if magnitude >= self.least_signed { sign } else { 0 }
+    }
+
+    /// The number of a code, of which `finite` is what it would be as a finite magnitude.
+    #[inline(always)]
+    fn number(&self, code: u32, finite: f32) -> f32 {
+        let special = if code & !self.sign == self.infinity { f32::INFINITY } else { f32::NAN };
+        let value = if code & !self.sign > self.last { special } else { finite };
+        let value = f32::from_bits(value.to_bits() | if code & self.sign != 0 { SIGN } else { 0 }) + self.zero;
+        if code == self.nan || value.is_nan() { f32::NAN } else { value }
+    }
+}
+
+impl Minifloat {
+    /// A float of `e` exponent and `m` mantissa bits; whether that can be is asked of [`float`].
+    pub const fn new(e: u32, m: u32, bias: i32, specials: Specials, subnormals: bool, signed: bool) -> Self {
+        let codes = Coding::new(e, m, specials, subnormals, signed);
+        let rebase = ((127 - bias) as u32) << 23;
+        let least = power(1 - bias - m as i32);
+        let largest = if codes.last >= codes.first_normal {
+            f32::from_bits((codes.last << (23 - m)).wrapping_add(rebase))
+        } else {
+            codes.last as f32 * least
+        };
+        Minifloat {
+            mantissa: m,
+            rebase,
+            lowest: if signed { -largest } else { 0.0 },
+            largest,
+            normal: power(1 - bias),
+            step: if subnormals { least } else { power(1 - bias) },
+            flushed: if subnormals { 0 } else { m << 23 },
+            codes,
+        }
+    }
+
+    /// Mantissa bits.
+    pub const fn mantissa(&self) -> u32 {
+        self.mantissa
+    }
+
+    const fn shift(&self) -> u32 {
+        23 - self.mantissa
     }
 
     #[inline(always)]
@@ -125,74 +166,172 @@ impl Minifloat {
         if t < self.largest { t } else { self.largest }
     }
 
-    /// The magnitude with these bits and the sign of `t`, which is within the grid.
+    /// Half a unit in the last place, less one if the code would be even: added to a magnitude's bits, it rounds them.
     #[inline(always)]
-    fn signed(&self, magnitude: u32, t: f32) -> f32 {
-        f32::from_bits(magnitude | t.to_bits() & 0x8000_0000) + self.zero
+    fn half(&self, bits: u32) -> u32 {
+        let odd = (bits.wrapping_sub(self.rebase) >> self.shift()) & u32::from(self.mantissa < 23);
+        (((1 << self.shift()) - 1) >> 1) + odd
+    }
+
+    /// The steps that a magnitude is, stochastically rounded, as an integer; what one of them is; and its exponent bits above
+    /// those of the smallest normal number.
+    #[inline(always)]
+    fn steps(&self, t: f32, word: u32) -> (i32, f32, u32) {
+        let (a, start) = (t.abs(), self.normal.to_bits());
+        let exponent = a.to_bits() & !MANTISSA;
+        let digits = (self.mantissa << 23) - if exponent < start { self.flushed } else { 0 };
+        let exponent = if exponent > start { exponent } else { start };
+        // Powers of two: what is in the exponent bits is their logarithm.
+        let per_step = f32::from_bits((254 << 23) + digits - exponent);
+        let step = f32::from_bits(exponent - digits);
+        let steps = a * per_step;
+        // SAFETY: a is no NaN and at most the largest, so there are less than 2^24 steps.
+        let floor: i32 = unsafe { steps.to_int_unchecked() };
+        let negative = ((t.to_bits() as i32) >> 31) as u32;
+        let away = goes(word ^ negative, below_one(steps - floor as f32));
+        (floor - away as i32, step, exponent - start)
     }
 }
 
 impl Grid for Minifloat {
-    /// Half a unit in the last place, less one if the code would be even, is added to the bits; below the smallest normal
-    /// number the addition of 2^23 steps does the same.
+    /// The bits are rounded; below the smallest normal number the addition of 2^23 steps does the same.
     #[inline(always)]
     fn nearest(&self, t: f32) -> f32 {
         let t = self.clamp(t);
         let a = t.abs();
-        let bits = a.to_bits();
-        let odd = (bits.wrapping_sub(self.rebase) >> self.shift) & u32::from(self.shift > 0);
-        let normal = (bits + ((self.dropped() >> 1) + odd)) & !self.dropped();
+        let normal = (a.to_bits() + self.half(a.to_bits())) >> self.shift() << self.shift();
         let magic = self.step * INTEGERS;
         let below = ((a + magic) - magic).to_bits();
-        self.signed(if a >= self.normal { normal } else { below }, t)
+        self.codes.signed(if a >= self.normal { normal } else { below }, t)
     }
 
-    /// The fraction of the way is in the dropped bits, exact; below the smallest normal number it is that of a number of
-    /// steps.
+    /// The fraction of the way is that of a number of steps, exact: the steps of an octave are one power of two.
     #[inline(always)]
     fn stochastic(&self, t: f32, word: u32) -> f32 {
         let t = self.clamp(t);
-        let a = t.abs();
-        let bits = a.to_bits();
-        let q = f32::from_bits((bits & self.dropped()) << self.mantissa() | 1.0_f32.to_bits()) - 1.0;
-        let near = bits & !self.dropped();
-        let steps = a * self.per_step;
-        let rounded = (steps + INTEGERS) - INTEGERS;
-        let floor = if rounded > steps { rounded - 1.0 } else { rounded };
-        let is_normal = a >= self.normal;
-        let q = if is_normal { q } else { steps - floor };
-        let (low, high) = ((floor * self.step).to_bits(), ((floor + 1.0) * self.step).to_bits());
-        let near_far = (if is_normal { near } else { low }, if is_normal { near + (self.dropped() + 1) } else { high });
-        let negative = ((t.to_bits() as i32) >> 31) as u32;
-        self.signed(choose(goes(word ^ negative, threshold(q)), near_far.1, near_far.0), t)
+        let (steps, step, _) = self.steps(t, word);
+        self.codes.signed((steps as f32 * step).to_bits(), t)
     }
 
     fn extremes(&self) -> (f32, f32, f32) {
-        (self.lowest, self.decode(if self.meaning == 0 { 1 << self.mantissa() } else { 1 }), self.largest)
+        (self.lowest, self.step, self.largest)
     }
 }
 
 impl Codes for Minifloat {
     #[inline(always)]
     fn encode(&self, value: f32) -> u32 {
-        let a = value.abs();
-        let normal = a.to_bits().wrapping_sub(self.rebase) >> self.shift;
-        let below = (a * self.per_step + INTEGERS).to_bits() & 0x7f_ffff;
-        let sign = if value.to_bits() >> 31 == 1 { self.sign } else { 0 };
-        sign | if a >= self.normal { normal } else { below }
+        self.nearest_code(value)
+    }
+
+    #[inline(always)]
+    fn nearest_code(&self, t: f32) -> u32 {
+        let t = self.clamp(t);
+        let a = t.abs();
+        let normal = (a.to_bits() + self.half(a.to_bits())).wrapping_sub(self.rebase) >> self.shift();
+        let below = ((a + self.step * INTEGERS).to_bits() & MANTISSA) << (self.flushed >> 23);
+        self.codes.code(if a >= self.normal { normal } else { below }, t)
+    }
+
+    #[inline(always)]
+    fn stochastic_code(&self, t: f32, word: u32) -> u32 {
+        let t = self.clamp(t);
+        let (steps, _, above) = self.steps(t, word);
+        let lifted = if t.abs() < self.normal { steps << (self.flushed >> 23) } else { steps };
+        self.codes.code(lifted as u32 + (above >> self.shift()), t)
     }
 
     #[inline(always)]
     fn decode(&self, code: u32) -> f32 {
-        let magnitude = code & !self.sign;
-        let normal = f32::from_bits((magnitude << self.shift).wrapping_add(self.rebase));
-        let below = (f32::from_bits(magnitude & self.meaning & 0xffff | INTEGERS.to_bits()) - INTEGERS) * self.step;
-        let finite = if magnitude >= self.first_normal { normal } else { below };
-        let special = if magnitude == self.infinity { f32::INFINITY } else { f32::NAN };
-        let value = if magnitude > self.last { special } else { finite };
-        let sign = if code & self.sign != 0 { 0x8000_0000 } else { 0 };
-        let value = f32::from_bits(value.to_bits() | sign) + self.zero;
-        if code == self.nan || value.is_nan() { f32::NAN } else { value }
+        let magnitude = code & !self.codes.sign;
+        let normal = f32::from_bits((magnitude << self.shift()).wrapping_add(self.rebase));
+        let steps = f32::from_bits(magnitude & self.codes.meaning & MANTISSA | INTEGERS.to_bits()) - INTEGERS;
+        self.codes.number(code, if magnitude >= self.codes.first_normal { normal } else { steps * self.step })
+    }
+}
+
+/// The upper part of float32: its exponents, fewer mantissa bits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Truncated {
+    /// Mantissa bits that are dropped.
+    shift: u32,
+    largest: f32,
+    /// Magnitudes below this are zero or this.
+    least: f32,
+    codes: Coding,
+}
+
+impl Truncated {
+    /// With `m` mantissa bits.
+    const fn new(m: u32, subnormals: bool) -> Self {
+        let codes = Coding::new(8, m, Specials::Ieee, subnormals, true);
+        let least = if subnormals { 0.0 } else { f32::MIN_POSITIVE };
+        Truncated { shift: 23 - m, largest: f32::from_bits(codes.last << (23 - m)), least, codes }
+    }
+
+    const fn dropped(&self) -> u32 {
+        (1 << self.shift) - 1
+    }
+
+    #[inline(always)]
+    fn clamp(&self, t: f32) -> f32 {
+        let t = if t > -self.largest { t } else { -self.largest };
+        if t < self.largest { t } else { self.largest }
+    }
+
+    /// The bits of a magnitude, rounded.
+    #[inline(always)]
+    fn near(&self, a: f32) -> u32 {
+        let bits = a.to_bits();
+        let odd = (bits >> self.shift) & u32::from(self.shift > 0);
+        let rounded = (bits + (self.dropped() >> 1) + odd) & !self.dropped();
+        let tiny = if a > self.least * 0.5 { self.least.to_bits() } else { 0 };
+        if a < self.least { tiny } else { rounded }
+    }
+
+    /// The same, stochastically: the dropped bits against as many of the word's.
+    #[inline(always)]
+    fn drawn(&self, t: f32, word: u32) -> u32 {
+        let (a, bits) = (t.abs(), t.to_bits() & !SIGN);
+        let word = word ^ ((t.to_bits() as i32) >> 31) as u32;
+        let away = goes(word, ((bits & self.dropped()) << (31 - self.shift)) as i32);
+        let rounded = (bits & !self.dropped()) + (away & (self.dropped() + 1));
+        // In two steps, since 2^126 times 2^31 is no float32; zero goes nowhere, there or here.
+        let tiny = goes(word, threshold(a * f32::from_bits(253 << 23))) & self.least.to_bits();
+        if a < self.least { tiny } else { rounded }
+    }
+}
+
+impl Grid for Truncated {
+    #[inline(always)]
+    fn nearest(&self, t: f32) -> f32 {
+        let t = self.clamp(t);
+        self.codes.signed(self.near(t.abs()), t)
+    }
+
+    #[inline(always)]
+    fn stochastic(&self, t: f32, word: u32) -> f32 {
+        let t = self.clamp(t);
+        self.codes.signed(self.drawn(t, word), t)
+    }
+
+    fn extremes(&self) -> (f32, f32, f32) {
+        let smallest = if self.least > 0.0 { self.least } else { f32::from_bits(1 << self.shift) };
+        (-self.largest, smallest, self.largest)
+    }
+}
+
+impl Codes for Truncated {
+    #[inline(always)]
+    fn encode(&self, value: f32) -> u32 {
+        self.codes.code((value.to_bits() & !SIGN) >> self.shift, value)
+    }
+
+    #[inline(always)]
+    fn decode(&self, code: u32) -> f32 {
+        let magnitude = code & !self.codes.sign;
+        let meant = if magnitude >= self.codes.first_normal { UNUSED } else { self.codes.meaning };
+        self.codes.number(code, f32::from_bits((magnitude & meant) << self.shift))
     }
 }
 
@@ -200,19 +339,20 @@ const OCP: &str = "OCP Microscaling Formats v1.0";
 const ML_DTYPES: &str = "ml_dtypes, named there as float8_...";
 
 /// A float as a format: scale 1 unless asked otherwise.
-fn record(name: Cow<'static, str>, bits: u32, grid: Minifloat, source: &'static str) -> Format {
+fn record(name: Cow<'static, str>, bits: u32, grid: impl Into<AnyGrid>, source: &'static str) -> Format {
+    let grid = grid.into();
     Format {
         name,
         bits,
         coded: bits <= 16,
-        reference: grid.largest,
+        reference: grid.extremes().2,
         default_scale: "one",
         default_block: None,
         sawb: None,
         powers: None,
         scaling: None,
         source,
-        grid: AnyGrid::Minifloat(grid),
+        grid,
     }
 }
 
@@ -300,7 +440,10 @@ pub fn float(e: u32, m: u32, bias: Option<i32>, specials: Specials, subnormals: 
         Specials::Fnuz => ",fnuz",
     };
     name += if subnormals { ")" } else { ",ftz)" };
-    let grid = Minifloat::new(e, m, bias, specials, subnormals, true);
+    let grid = match e {
+        8 => AnyGrid::from(Truncated::new(m, subnormals)),
+        _ => Minifloat::new(e, m, bias, specials, subnormals, true).into(),
+    };
     Ok(record(Cow::Owned(name), 1 + e + m, grid, "a float of the caller's own: lowbit.float_format"))
 }
 

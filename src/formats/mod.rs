@@ -10,7 +10,9 @@
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
+use crate::cpu::Level;
 use crate::error::{Error, Result};
+pub use crate::simd::table::Shown;
 
 pub mod blocks;
 
@@ -30,6 +32,22 @@ pub trait Grid: Copy + Send + Sync {
 
     /// The lowest value, the smallest positive one and the highest.
     fn extremes(&self) -> (f32, f32, f32);
+
+    /// Whether many numbers at a time are rounded better than one by one: by [`Grid::nearest_all`] and its like, which
+    /// nobody calls otherwise.
+    const TOGETHER: bool = false;
+
+    /// Makes the float32 numbers in `lanes` what `nearest` gives.
+    #[inline(always)]
+    fn nearest_all(&self, _: Level, _lanes: &mut [u32], _: Shown) {}
+
+    /// Makes the float32 numbers in `lanes` what `stochastic` gives.
+    #[inline(always)]
+    fn stochastic_all(&self, _: Level, _lanes: &mut [u32], _words: &[u32], _: Shown) {}
+
+    /// Makes the codes in `lanes` float32 numbers.
+    #[inline(always)]
+    fn decode_all(&self, _: Level, _lanes: &mut [u32]) {}
 }
 
 /// A grid whose values have codes of at most 16 bits, that is: can be stored.
@@ -178,7 +196,33 @@ macro_rules! registry {
 }
 
 registry! {
-    int: Int, radix4: Radix4, sign: Sign, radix: Radix, table: Table Lookup, minifloat: Minifloat, fixed: Fixed,
+    int: Int, radix4: Radix4, sign: Sign, radix: Radix, table: Table Lookup, minifloat: Minifloat Truncated, fixed: Fixed,
+}
+
+impl AnyGrid {
+    /// The lowest value, the smallest positive one and the highest.
+    pub fn extremes(&self) -> (f32, f32, f32) {
+        struct Extremes;
+        impl Visit for Extremes {
+            type Out = (f32, f32, f32);
+            fn visit<G: Codes>(self, grid: G) -> (f32, f32, f32) {
+                grid.extremes()
+            }
+        }
+        self.visit(Extremes)
+    }
+
+    /// The values of all codes of `bits` bits, by code.
+    pub fn decode_table(&self, bits: u32) -> Vec<f32> {
+        struct Table(u32);
+        impl Visit for Table {
+            type Out = Vec<f32>;
+            fn visit<G: Codes>(self, grid: G) -> Vec<f32> {
+                (0..1 << self.0).map(|code| grid.decode(code)).collect()
+            }
+        }
+        self.visit(Table(bits))
+    }
 }
 
 /// Those of four bits, which this house is built for, come first.
@@ -276,26 +320,12 @@ impl Format {
 
     /// The lowest value, the smallest positive one and the highest.
     pub fn extremes(&self) -> (f32, f32, f32) {
-        struct Extremes;
-        impl Visit for Extremes {
-            type Out = (f32, f32, f32);
-            fn visit<G: Codes>(self, grid: G) -> (f32, f32, f32) {
-                grid.extremes()
-            }
-        }
-        self.grid.visit(Extremes)
+        self.grid.extremes()
     }
 
     /// The value of every code, by code, of a coded format.
     pub fn decode_table(&self) -> Vec<f32> {
-        struct Table(u32);
-        impl Visit for Table {
-            type Out = Vec<f32>;
-            fn visit<G: Codes>(self, grid: G) -> Vec<f32> {
-                (0..1 << self.0).map(|code| grid.decode(code)).collect()
-            }
-        }
-        self.grid.visit(Table(self.bits))
+        self.grid.decode_table(self.bits)
     }
 
     /// The distinct values that rounding gives, ascending; the two zeros are one.
@@ -333,12 +363,23 @@ pub(crate) fn moves_away(q: f32, word: u32, negative: u32) -> u32 {
     below | if low + 1.0 <= d { u32::MAX } else { 0 }
 }
 
+/// 2^31: so many pairs of words [`goes`] tells apart.
+const STEPS: f32 = 2_147_483_648.0;
+
+/// [`threshold`] of a fraction that is known to be below 1 after rounding, and no NaN.
+#[inline(always)]
+pub(crate) fn below_one(q: f32) -> i32 {
+    debug_assert!((0.0..1.0).contains(&q), "{q} is no fraction");
+    // SAFETY: 2^31 times a float32 below 1 is at most 2^31 - 2^7. (`as` would check again, lane by lane.)
+    unsafe { (q * STEPS).to_int_unchecked() }
+}
+
 /// How far a fraction of the way reaches among the 2^31 words that [`goes`] tells apart: its floor.
 #[inline(always)]
 pub(crate) fn threshold(q: f32) -> i32 {
     /// The largest float32 below 2^31: where rounding has brought a fraction to 1, and for NaN.
     const MOST: f32 = 2_147_483_520.0;
-    let scaled = q * 2_147_483_648.0;
+    let scaled = q * STEPS;
     let scaled = if scaled < MOST { scaled } else { MOST };
     let scaled = if scaled > 0.0 { scaled } else { 0.0 };
     // SAFETY: from 0 to MOST, never NaN: i32 holds it. (`as` would check again, lane by lane.)

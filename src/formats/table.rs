@@ -6,120 +6,101 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{AnyGrid, Call, Codes, Family, Format, Grid, choose, goes, threshold};
+use super::{AnyGrid, Call, Codes, Family, Format, Grid, Shown, goes, threshold};
+use crate::cpu::Level;
 use crate::error::{Error, Result};
+use crate::simd::table::{self, Sixteen, Tree};
 
-/// At most so many values are compared with one after the other, without branches.
+/// At most so many values fit the registers of a search.
 const SHORT: usize = 16;
 
 /// At most 16 values.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Table {
-    /// Ascending; the last one repeated.
-    values: [f32; SHORT],
-    /// Between value i and the next: numbers above go to the next. Infinite where there is none.
-    middles: [f32; SHORT],
-    /// Value i + 1, or infinity where there is none.
-    cuts: [f32; SHORT],
-    /// 1 / (value i + 1 - value i), or 0.
-    shares: [f32; SHORT],
-}
+pub struct Table(Sixteen);
 
 /// The largest float32 not above the middle of two neighbours: what is above it is above the middle.
-const fn middle(low: f32, high: f32) -> f32 {
-    let exact = (low as f64 + high as f64) / 2.0;
+fn middle(low: f32, high: f32) -> f32 {
+    let exact = f64::midpoint(f64::from(low), f64::from(high));
     let near = exact as f32;
-    if near as f64 <= exact {
-        return near;
-    }
-    // Below zero magnitudes shrink downwards; zero itself is never above a middle that is not zero.
-    let bits = near.to_bits();
-    f32::from_bits(if near > 0.0 { bits - 1 } else { bits + 1 })
+    if f64::from(near) <= exact { near } else { near.next_down() }
 }
 
 impl Table {
     /// From 2 to 16 ascending values.
-    const fn new(list: &[f32]) -> Self {
-        let mut values = [list[list.len() - 1]; SHORT];
-        let (mut middles, mut cuts, mut shares) = ([f32::INFINITY; SHORT], [f32::INFINITY; SHORT], [0.0; SHORT]);
-        let mut i = 0;
-        while i < list.len() {
-            values[i] = list[i];
-            if i + 1 < list.len() {
-                middles[i] = middle(list[i], list[i + 1]);
-                cuts[i] = list[i + 1];
-                shares[i] = 1.0 / (list[i + 1] - list[i]);
-            }
-            i += 1;
-        }
-        Table { values, middles, cuts, shares }
+    fn new(list: &[f32]) -> Self {
+        let (count, last) = (list.len(), list[list.len() - 1]);
+        let between = |of: fn(f32, f32) -> f32, none: f32| {
+            std::array::from_fn(|i| if i + 1 < count { of(list[i], list[i + 1]) } else { none })
+        };
+        Table(Sixteen {
+            values: std::array::from_fn(|i| list.get(i).copied().unwrap_or(last)),
+            middles: Tree::new(&between(middle, f32::INFINITY)),
+            cuts: Tree::new(&between(|_, next| next.next_down(), f32::INFINITY)),
+            shares: between(|value, next| 1.0 / (next - value), 0.0),
+        })
+    }
+
+    /// Only to decode: the values of at most 16 codes, in any order.
+    pub(crate) fn of_codes(values: &[f32]) -> Self {
+        let values = std::array::from_fn(|code| values.get(code).copied().unwrap_or(0.0));
+        let none = Tree::new(&[f32::INFINITY; SHORT]);
+        Table(Sixteen { values, middles: none, cuts: none, shares: [0.0; SHORT] })
+    }
+
+    fn rounded(&self, t: f32, round: impl Fn(&Sixteen, &mut [u32])) -> u32 {
+        let mut lane = [t.to_bits()];
+        round(&self.0, &mut lane);
+        lane[0]
     }
 }
 
 impl Grid for Table {
-    #[inline(always)]
     fn nearest(&self, t: f32) -> f32 {
-        let mut value = self.values[0];
-        for i in 0..SHORT - 1 {
-            value = if t > self.middles[i] { self.values[i + 1] } else { value };
-        }
-        value
+        f32::from_bits(self.rounded(t, |table, lane| table::nearest(Level::PORTABLE, table, lane, Shown::Values)))
     }
 
-    #[inline(always)]
     fn stochastic(&self, t: f32, word: u32) -> f32 {
-        let (mut low, mut high, mut share) = (self.values[0], self.values[1], self.shares[0]);
-        for i in 0..SHORT - 1 {
-            let above = t >= self.cuts[i];
-            low = if above { self.cuts[i] } else { low };
-            high = if above { self.values[(i + 2).min(SHORT - 1)] } else { high };
-            share = if above { self.shares[i + 1] } else { share };
-        }
-        let t = if t > self.values[0] { t } else { self.values[0] };
-        let up = goes(word, threshold((t - low) * share));
-        f32::from_bits(choose(up, high.to_bits(), low.to_bits()))
+        let draw = |table: &Sixteen, lane: &mut [u32]| {
+            table::stochastic(Level::PORTABLE, table, lane, &[word], Shown::Values);
+        };
+        f32::from_bits(self.rounded(t, draw))
     }
 
     fn extremes(&self) -> (f32, f32, f32) {
-        (self.values[0], smallest(&self.values), self.values[SHORT - 1])
+        (self.0.values[0], smallest(&self.0.values), self.0.values[SHORT - 1])
+    }
+
+    const TOGETHER: bool = true;
+
+    #[inline(always)]
+    fn nearest_all(&self, level: Level, lanes: &mut [u32], shown: Shown) {
+        table::nearest(level, &self.0, lanes, shown);
+    }
+
+    #[inline(always)]
+    fn stochastic_all(&self, level: Level, lanes: &mut [u32], words: &[u32], shown: Shown) {
+        table::stochastic(level, &self.0, lanes, words, shown);
+    }
+
+    #[inline(always)]
+    fn decode_all(&self, level: Level, lanes: &mut [u32]) {
+        table::look_up(level, &self.0.values, lanes);
+    }
+}
+
+impl Codes for Table {
+    fn encode(&self, value: f32) -> u32 {
+        self.rounded(value, |table, lane| table::nearest(Level::PORTABLE, table, lane, Shown::Codes))
+    }
+
+    fn decode(&self, code: u32) -> f32 {
+        self.0.values[(code & 15) as usize]
     }
 }
 
 /// The smallest positive value, or infinity.
 fn smallest(values: &[f32]) -> f32 {
     values.iter().copied().find(|value| *value > 0.0).unwrap_or(f32::INFINITY)
-}
-
-impl Codes for Table {
-    #[inline(always)]
-    fn encode(&self, value: f32) -> u32 {
-        let mut code = 0;
-        for cut in &self.cuts[..SHORT - 1] {
-            code += u32::from(value >= *cut);
-        }
-        code
-    }
-
-    #[inline(always)]
-    fn nearest_code(&self, t: f32) -> u32 {
-        let mut code = 0;
-        for middle in &self.middles[..SHORT - 1] {
-            code += u32::from(t > *middle);
-        }
-        code
-    }
-
-    /// Half of the values fall away with each bit of the code.
-    #[inline(always)]
-    fn decode(&self, code: u32) -> f32 {
-        let bit = |i: u32| 0_u32.wrapping_sub(code >> i & 1);
-        let (b0, b1, b2, b3) = (bit(0), bit(1), bit(2), bit(3));
-        let v = |i: usize| self.values[i].to_bits();
-        let pair = |i: usize| choose(b0, v(i + 1), v(i));
-        let four = |i: usize| choose(b1, pair(i + 2), pair(i));
-        let eight = |i: usize| choose(b2, four(i + 4), four(i));
-        f32::from_bits(choose(b3, eight(8), eight(0)))
-    }
 }
 
 /// Up to 65,536 values.
@@ -277,7 +258,7 @@ fn of_values(name: String, bits: u32, values: Vec<f32>, source: &'static str) ->
 const LEAST_STEP: f32 = f32::from_bits(1 << 23);
 
 /// The values of a codebook, 2 to 256 ascending ones.
-pub fn table(values: &[f32]) -> Result<Format> {
+pub fn codebook(values: &[f32]) -> Result<Format> {
     let refuse = |reason: String| Err(Error::argument("values", reason));
     if !(2..=256).contains(&values.len()) {
         return refuse(format!("{} values; give 2 to 256", values.len()));
@@ -345,7 +326,7 @@ pub fn factory(call: &Call) -> Option<Result<Format>> {
         }
         ("table", values) => {
             let values = values.iter().map(|value| value.parse().ok()).collect::<Option<Vec<f32>>>()?;
-            Some(table(&values))
+            Some(codebook(&values))
         }
         _ => None,
     }

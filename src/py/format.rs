@@ -141,7 +141,7 @@ pub(super) fn log_grid(zeta: f64, delta: f64, bits: u32) -> PyResult<Format> {
 
 #[pyfunction]
 pub(super) fn table_format(values: Vec<f32>) -> PyResult<Format> {
-    made(table::table(&values))
+    made(table::codebook(&values))
 }
 
 #[pyfunction]

@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::formats::{Codes, Grid};
+use crate::cpu::Level;
+use crate::formats::{Codes, Grid, Shown};
 use crate::pack::Code;
 use crate::scale::Second;
 use crate::stream::centred;
@@ -88,6 +89,12 @@ pub(super) trait Round: Copy {
         grid.encode(Self::round(grid, t, word))
     }
 
+    /// The same of many numbers, for grids that round them together.
+    #[inline(always)]
+    fn all<G: Grid>(grid: &G, level: Level, lanes: &mut [u32], _words: &[u32], shown: Shown) {
+        grid.nearest_all(level, lanes, shown);
+    }
+
     /// The value that stands for it when reconstructed.
     #[inline(always)]
     fn shown(value: f32, _word: u32) -> f32 {
@@ -127,6 +134,11 @@ impl Round for Stochastic {
     fn code<G: Codes>(grid: &G, t: f32, word: u32) -> u32 {
         grid.stochastic_code(t, word)
     }
+
+    #[inline(always)]
+    fn all<G: Grid>(grid: &G, level: Level, lanes: &mut [u32], words: &[u32], shown: Shown) {
+        grid.stochastic_all(level, lanes, words, shown);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -157,6 +169,7 @@ pub(super) struct Fake<'t, G, R> {
     pub x: &'t [f32],
     pub words: &'t [u32],
     pub y: &'t mut [f32],
+    pub level: Level,
     pub round: PhantomData<R>,
 }
 
@@ -166,6 +179,16 @@ impl<G: Grid, R: Round> Tile for Fake<'_, G, R> {
         let x = &self.x[range.clone()];
         let words = if R::RANDOM { &self.words[range.clone()] } else { &[] };
         let y = &mut self.y[range];
+        if G::TOGETHER {
+            for i in 0..x.len().min(y.len()) {
+                y[i] = to_t(x[i], factors.at(i));
+            }
+            R::all(&self.grid, self.level, bytemuck::cast_slice_mut(y), words, Shown::Values);
+            for i in 0..x.len().min(y.len()) {
+                y[i] = back::<R>(y[i], 0, x[i], factors.at(i));
+            }
+            return;
+        }
         for i in 0..x.len().min(y.len()) {
             let word = if R::RANDOM { words[i] } else { 0 };
             y[i] = back::<R>(R::round(&self.grid, to_t(x[i], factors.at(i)), word), word, x[i], factors.at(i));
@@ -180,6 +203,7 @@ pub(super) struct Encode<'t, G, R> {
     pub words: &'t [u32],
     pub codes: &'t mut [u32],
     pub bad: bool,
+    pub level: Level,
     pub round: PhantomData<R>,
 }
 
@@ -190,6 +214,16 @@ impl<G: Codes, R: Round> Tile for Encode<'_, G, R> {
         let words = if R::RANDOM { &self.words[range.clone()] } else { &[] };
         let codes = &mut self.codes[range];
         let mut bad = 0_u32;
+        if G::TOGETHER {
+            for i in 0..x.len().min(codes.len()) {
+                let t = to_t(x[i], factors.at(i));
+                bad |= u32::from(t.is_nan());
+                codes[i] = t.to_bits();
+            }
+            R::all(&self.grid, self.level, codes, words, Shown::Codes);
+            self.bad |= bad != 0;
+            return;
+        }
         for i in 0..x.len().min(codes.len()) {
             let word = if R::RANDOM { words[i] } else { 0 };
             let t = to_t(x[i], factors.at(i));
@@ -206,6 +240,7 @@ pub(super) struct Decode<'t, G, C, R> {
     pub codes: &'t [C],
     pub words: &'t [u32],
     pub y: &'t mut [f32],
+    pub level: Level,
     pub round: PhantomData<R>,
 }
 
@@ -215,6 +250,16 @@ impl<G: Codes, C: Code, R: Round> Tile for Decode<'_, G, C, R> {
         let codes = &self.codes[range.clone()];
         let words = if R::RANDOM { &self.words[range.clone()] } else { &[] };
         let y = &mut self.y[range];
+        if G::TOGETHER {
+            for (y, code) in y.iter_mut().zip(codes) {
+                *y = f32::from_bits((*code).into());
+            }
+            self.grid.decode_all(self.level, bytemuck::cast_slice_mut(y));
+            for i in 0..codes.len().min(y.len()) {
+                y[i] = back::<R>(y[i], 0, 0.0, factors.at(i));
+            }
+            return;
+        }
         for i in 0..codes.len().min(y.len()) {
             let word = if R::RANDOM { words[i] } else { 0 };
             y[i] = back::<R>(self.grid.decode(codes[i].into()), word, 0.0, factors.at(i));

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu::Level;
 use crate::error::{Error, Result};
+use crate::formats::table::Table;
 use crate::formats::{AnyGrid, Codes, Format, Visit};
 use crate::pack::{Code, check_packed, pack_tile, packed_len, unpack_tile};
 use crate::parallel::{self, Shared};
@@ -160,7 +161,7 @@ pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut ViewMut) 
                                     output,
                                     #[inline(always)]
                                     |y| {
-                                        let mut tile = Fake::<_, R> { grid, x, words, y, round: PhantomData };
+                                        let mut tile = Fake::<_, R> { grid, x, words, y, level, round: PhantomData };
                                         plan.scaler.drive(place, x, runs, &mut tile);
                                     },
                                 );
@@ -224,7 +225,8 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
                             let x = plan.read(range.clone(), false, input);
                             plan.draw::<R>(range.clone(), words);
                             let codes = &mut codes[..range.len()];
-                            let mut tile = Encode::<_, R> { grid, x, words, codes, bad: false, round: PhantomData };
+                            let mut tile =
+                                Encode::<_, R> { grid, x, words, codes, bad: false, level, round: PhantomData };
                             plan.scaler.drive(place, x, runs, &mut tile);
                             bad |= tile.bad;
                             // SAFETY: tiles start on whole bytes and are disjoint, so their bytes are.
@@ -352,7 +354,14 @@ fn dequantize_codes<C: Code>(
                                     output,
                                     #[inline(always)]
                                     |y| {
-                                        let mut tile = Decode::<_, C, R> { grid, codes, words, y, round: PhantomData };
+                                        let mut tile = Decode::<_, C, R> {
+                                            grid,
+                                            codes,
+                                            words,
+                                            y,
+                                            level: *level,
+                                            round: PhantomData,
+                                        };
                                         plan.scaler.drive(place, &[], runs, &mut tile);
                                     },
                                 );
@@ -380,6 +389,8 @@ fn dequantize_codes<C: Code>(
     let tiles = Tiles { packed, bits, plan: &plan, sink: Sink::new(out, level), level, code: PhantomData::<C> };
     match (plan.rounding, &plan.grid) {
         (Rounding::Dither(_), AnyGrid::Int(grid)) => tiles.run::<_, Dither>(*grid),
+        // Codes of at most four bits are looked up, whatever their format.
+        (_, grid) if bits <= 4 => tiles.run::<_, Nearest>(Table::of_codes(&grid.decode_table(bits))),
         (_, grid) => grid.visit(tiles),
     }
     Ok(())

@@ -3,6 +3,7 @@
 
 pub(crate) mod mask;
 mod portable;
+pub(crate) mod table;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 

@@ -1,13 +1,17 @@
 //! AVX2 forms of the primitives.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128, _mm256_and_si256,
-    _mm256_cvtepu8_epi16, _mm256_loadu_si256, _mm256_maddubs_epi16, _mm256_or_si256, _mm256_packs_epi32,
-    _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi16, _mm256_setr_epi32,
-    _mm256_slli_epi16, _mm256_storeu_si256, _mm256_stream_si256,
+    __m128i, __m256, __m256i, _CMP_GT_OQ, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps,
+    _mm256_cmpgt_epi32, _mm256_cvtepu8_epi16, _mm256_cvttps_epi32, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32,
+    _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_permutevar8x32_ps,
+    _mm256_set1_epi16, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_slli_epi16, _mm256_slli_epi32,
+    _mm256_srli_epi32, _mm256_storeu_si256, _mm256_stream_si256, _mm256_sub_epi32, _mm256_sub_ps,
 };
 
 use super::portable;
+use super::table::{self, MOST, Shown, Sixteen, Tree};
 
 #[target_feature(enable = "avx2")]
 pub(super) fn merge_nibbles(codes: &[u8], out: &mut [u8]) {
@@ -111,4 +115,87 @@ pub(super) fn prefetch(from: *const f32, count: usize) {
 pub(super) fn stream_done() {
     // SAFETY: SSE is part of x86-64.
     unsafe { _mm_sfence() };
+}
+
+/// Entry `index` (below 16) of a table in two registers, for each lane.
+#[target_feature(enable = "avx2")]
+fn entry((low, high): (__m256, __m256), index: __m256i) -> __m256 {
+    let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+    _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), upper)
+}
+
+#[target_feature(enable = "avx2")]
+fn halves(table: &[f32; 16]) -> (__m256, __m256) {
+    // SAFETY: sixteen readable floats; the loads ask for no alignment.
+    unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) }
+}
+
+#[target_feature(enable = "avx2")]
+fn levels(tree: &Tree) -> [__m256; 4] {
+    // SAFETY: eight readable floats each; the loads ask for no alignment.
+    tree.levels().map(|level| unsafe { _mm256_loadu_ps(level.as_ptr()) })
+}
+
+/// How many of a tree's boundaries are below `t`, for each lane.
+#[target_feature(enable = "avx2")]
+fn rank(levels: [__m256; 4], t: __m256) -> __m256i {
+    let mut rank = _mm256_setzero_si256();
+    for level in levels {
+        let above = _mm256_cmp_ps::<_CMP_GT_OQ>(t, _mm256_permutevar8x32_ps(level, rank));
+        // A lane of all ones is -1.
+        rank = _mm256_sub_epi32(_mm256_add_epi32(rank, rank), _mm256_castps_si256(above));
+    }
+    rank
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn nearest_of_sixteen(table: &Sixteen, lanes: &mut [u32], shown: Shown) {
+    let (middles, values) = (levels(&table.middles), halves(&table.values));
+    let (blocks, rest) = lanes.as_chunks_mut::<8>();
+    for block in blocks {
+        // SAFETY: eight floats are read and eight words written, without alignment.
+        unsafe {
+            let code = rank(middles, _mm256_loadu_ps(block.as_ptr().cast()));
+            let result = if shown == Shown::Codes { code } else { _mm256_castps_si256(entry(values, code)) };
+            _mm256_storeu_si256(block.as_mut_ptr().cast(), result);
+        }
+    }
+    table::portable_nearest(table, rest, shown);
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn stochastic_of_sixteen(table: &Sixteen, lanes: &mut [u32], words: &[u32], shown: Shown) {
+    let (cuts, values, shares) = (levels(&table.cuts), halves(&table.values), halves(&table.shares));
+    let (blocks, rest) = lanes.as_chunks_mut::<8>();
+    let (word_blocks, word_rest) = words.as_chunks::<8>();
+    let (least, most, all) = (_mm256_set1_ps(table.values[0]), _mm256_set1_ps(MOST), _mm256_set1_ps(2_147_483_648.0));
+    for (block, words) in blocks.iter_mut().zip(word_blocks) {
+        // SAFETY: eight floats and eight words are read and eight words written, without alignment.
+        unsafe {
+            // NaN is the first operand, so the second is the maximum.
+            let t = _mm256_max_ps(_mm256_loadu_ps(block.as_ptr().cast()), least);
+            let code = rank(cuts, t);
+            let way = _mm256_mul_ps(_mm256_mul_ps(_mm256_sub_ps(t, entry(values, code)), entry(shares, code)), all);
+            let threshold = _mm256_cvttps_epi32(_mm256_min_ps(way, most));
+            let word = _mm256_srli_epi32::<1>(_mm256_loadu_si256(words.as_ptr().cast()));
+            let code = _mm256_sub_epi32(code, _mm256_cmpgt_epi32(threshold, word));
+            let result = if shown == Shown::Codes { code } else { _mm256_castps_si256(entry(values, code)) };
+            _mm256_storeu_si256(block.as_mut_ptr().cast(), result);
+        }
+    }
+    table::portable_stochastic(table, rest, word_rest, shown);
+}
+
+#[target_feature(enable = "avx2")]
+pub(super) fn look_up_sixteen(values: &[f32; 16], lanes: &mut [u32]) {
+    let table = halves(values);
+    let (blocks, rest) = lanes.as_chunks_mut::<8>();
+    for block in blocks {
+        // SAFETY: eight words are read and written, without alignment.
+        unsafe {
+            let code = _mm256_loadu_si256(block.as_ptr().cast());
+            _mm256_storeu_si256(block.as_mut_ptr().cast(), _mm256_castps_si256(entry(table, code)));
+        }
+    }
+    table::portable_look_up(values, rest);
 }
