@@ -99,19 +99,66 @@ fn pack_bits<C: Code>(level: Level, codes: &[C], out: &mut [u8]) {
     }
 }
 
+/// Eight codes of at most 8 bits, a byte each, to the lowest `8 bits` bits.
+#[inline(always)]
+fn squeeze(bytes: u64, bits: u32) -> u64 {
+    const ONES: u64 = 0x00ff_00ff_00ff_00ff;
+    const PAIRS: u64 = 0x0000_ffff_0000_ffff;
+    let pairs = bytes & ONES | (bytes & !ONES) >> (8 - bits);
+    let fours = pairs & PAIRS | (pairs & !PAIRS) >> (16 - 2 * bits);
+    fours & 0xffff_ffff | fours >> 32 << (4 * bits)
+}
+
+/// The inverse of [`squeeze`], whatever lies above.
+#[inline(always)]
+fn spread(word: u64, bits: u32) -> u64 {
+    let low = |count: u32| (1_u64 << count) - 1;
+    let fours = word & low(4 * bits) | (word >> (4 * bits) & low(4 * bits)) << 32;
+    let two = low(2 * bits) | low(2 * bits) << 32;
+    let pairs = fours & two | (fours >> (2 * bits) & two) << 16;
+    let one = low(bits) * 0x0001_0001_0001_0001;
+    pairs & one | (pairs >> bits & one) << 8
+}
+
 /// Packs by eights: eight codes fill `bits` bytes.
 #[inline(always)]
 fn pack_eights<C: Code>(codes: &[C], bits: u32, out: &mut [u8]) {
-    if bits <= 8 {
+    if bits > 8 {
         for (codes, out) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
-            let word = codes.iter().rev().fold(0_u64, |word, &code| word << bits | u64::from(code.into()));
+            let word = codes.iter().rev().fold(0_u128, |word, &code| word << bits | u128::from(code.into()));
             out.copy_from_slice(&word.to_le_bytes()[..out.len()]);
         }
         return;
     }
-    for (codes, out) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
-        let word = codes.iter().rev().fold(0_u128, |word, &code| word << bits | u128::from(code.into()));
-        out.copy_from_slice(&word.to_le_bytes()[..out.len()]);
+    // In steps that compilers have registers for: to bytes, eight of them squeezed, what counts copied.
+    const EIGHTS: usize = 32;
+    for (codes, out) in codes.chunks(8 * EIGHTS).zip(out.chunks_mut(bits as usize * EIGHTS)) {
+        let mut bytes = [0_u8; 8 * EIGHTS];
+        for (byte, &code) in bytes.iter_mut().zip(codes) {
+            *byte = code.into() as u8;
+        }
+        let mut words = [0_u64; EIGHTS];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = squeeze(u64::from_le_bytes(*bytes), bits);
+        }
+        copy_low_bytes(&words, bits as usize, out);
+    }
+}
+
+/// The lowest `count` bytes of each word, one after the other, as far as `out` goes.
+#[inline(always)]
+fn copy_low_bytes(words: &[u64], count: usize, out: &mut [u8]) {
+    let mut at = 0;
+    for word in words {
+        let bytes = word.to_le_bytes();
+        if let Some(place) = out.get_mut(at..at + 8) {
+            // Eight bytes at once; those too many are overwritten by the next.
+            place.copy_from_slice(&bytes);
+        } else if let Some(place) = out.get_mut(at..) {
+            let count = count.min(place.len());
+            place[..count].copy_from_slice(&bytes[..count]);
+        }
+        at += count;
     }
 }
 
@@ -130,31 +177,42 @@ pub(crate) fn unpack_tile<C: Code>(level: Level, packed: &[u8], bits: u32, codes
         }
         return;
     }
-    let mask = (1_u32 << bits) - 1;
-    if bits <= 4 {
-        // Eight codes are one 32-bit word, of which every lane takes its own part.
-        let (whole, rest) = codes.as_chunks_mut::<8>();
-        let (first, last) = packed.split_at(whole.len() * bits as usize);
-        for (packed, codes) in first.chunks_exact(bits as usize).zip(whole) {
-            let word = packed.iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte));
+    if bits > 8 {
+        let mask = (1_u32 << bits) - 1;
+        for (packed, codes) in packed.chunks(bits as usize).zip(codes.chunks_mut(8)) {
+            let mut bytes = [0_u8; 16];
+            bytes[..packed.len()].copy_from_slice(packed);
+            let word = u128::from_le_bytes(bytes);
             for (i, code) in codes.iter_mut().enumerate() {
-                *code = C::low(word >> (i as u32 * bits) & mask);
+                *code = C::low((word >> (i as u32 * bits)) as u32 & mask);
             }
-        }
-        let word = last.iter().rev().fold(0_u32, |word, byte| word << 8 | u32::from(*byte));
-        for (i, code) in rest.iter_mut().enumerate() {
-            *code = C::low(word >> (i as u32 * bits) & mask);
         }
         return;
     }
-    for (packed, codes) in packed.chunks(bits as usize).zip(codes.chunks_mut(8)) {
-        let mut bytes = [0_u8; 16];
-        bytes[..packed.len()].copy_from_slice(packed);
-        let word = u128::from_le_bytes(bytes);
-        for (i, code) in codes.iter_mut().enumerate() {
-            *code = C::low((word >> (i as u32 * bits)) as u32 & mask);
+    const EIGHTS: usize = 32;
+    for (packed, codes) in packed.chunks(bits as usize * EIGHTS).zip(codes.chunks_mut(8 * EIGHTS)) {
+        let mut words = [0_u64; EIGHTS];
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = low_bytes(packed, i * bits as usize);
+        }
+        let mut bytes = [0_u8; 8 * EIGHTS];
+        for (bytes, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *bytes = spread(word, bits).to_le_bytes();
+        }
+        for (code, byte) in codes.iter_mut().zip(bytes) {
+            *code = C::low(u32::from(byte));
         }
     }
+}
+
+/// Eight bytes from `at` on, zeros beyond the end.
+#[inline(always)]
+fn low_bytes(packed: &[u8], at: usize) -> u64 {
+    if let Some(bytes) = packed.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+        return u64::from_le_bytes(*bytes);
+    }
+    let rest = packed.get(at..).unwrap_or_default();
+    rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// Codes per parallel chunk: a multiple of 8, so that chunks start on a byte.

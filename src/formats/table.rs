@@ -111,8 +111,53 @@ pub struct Lookup(Arc<Long>);
 #[derive(Debug, PartialEq)]
 pub struct Long {
     values: Vec<f32>,
-    middles: Vec<f32>,
+    middles: Boundaries,
+    /// Number i is just below value i + 1.
+    cuts: Boundaries,
     shares: Vec<f32>,
+}
+
+/// Ascending boundaries, with a guide to where numbers of one sign, exponent and upper mantissa bits lie among them.
+#[derive(Debug, PartialEq)]
+struct Boundaries {
+    /// Infinite ones at the end, as many as a search may look too far.
+    all: Vec<f32>,
+    /// For each part of the float32 numbers, how many boundaries are below it.
+    before: Vec<u16>,
+    /// A search within a part takes so many steps.
+    steps: u32,
+}
+
+/// Bits of a float32 that choose a part of the guide: sign, exponent, two of the mantissa.
+const GUIDE_BITS: u32 = 11;
+
+/// Unsigned integers that order as float32 numbers do.
+#[inline(always)]
+fn order_key(t: f32) -> u32 {
+    let bits = t.to_bits();
+    bits ^ (((bits as i32 >> 31) as u32) | 0x8000_0000)
+}
+
+impl Boundaries {
+    fn new(mut all: Vec<f32>) -> Self {
+        let first = |part: u32| all.partition_point(|boundary| order_key(*boundary) < part << (32 - GUIDE_BITS));
+        let before: Vec<u16> = (0..1 << GUIDE_BITS).map(|part| first(part) as u16).collect();
+        let ends = before[1..].iter().copied().chain([all.len() as u16]);
+        let most = before.iter().zip(ends).map(|(start, end)| end - start).max().unwrap_or(0);
+        let steps = u16::BITS - most.leading_zeros();
+        all.extend(vec![f32::INFINITY; 1 << steps]);
+        Boundaries { all, before, steps }
+    }
+
+    /// How many boundaries are below `t`; any number for NaN.
+    #[inline(always)]
+    fn below(&self, t: f32) -> usize {
+        let mut rank = usize::from(self.before[(order_key(t) >> (32 - GUIDE_BITS)) as usize]);
+        for step in (0..self.steps).rev() {
+            rank += usize::from(t > self.all[rank + (1 << step) - 1]) << step;
+        }
+        rank
+    }
 }
 
 impl Family for Lookup {
@@ -126,33 +171,27 @@ impl Family for Lookup {
 impl Long {
     fn new(values: Vec<f32>) -> Self {
         let middles = values.windows(2).map(|pair| middle(pair[0], pair[1])).collect();
+        let cuts = values[1..].iter().map(|value| value.next_down()).collect();
         // The last value has no way to go.
         let shares = values.windows(2).map(|pair| 1.0 / (pair[1] - pair[0])).chain([0.0]).collect();
-        Long { values, middles, shares }
+        Long { middles: Boundaries::new(middles), cuts: Boundaries::new(cuts), values, shares }
     }
 
-    /// How many of `sorted` come before, where "before" holds for a first part of them: halved without branches.
+    /// The highest value's number: where a search has gone too far, for NaN.
     #[inline(always)]
-    fn count(sorted: &[f32], before: impl Fn(f32) -> bool) -> usize {
-        let (mut first, mut left) = (0, sorted.len());
-        while left > 1 {
-            let half = left / 2;
-            first += if before(sorted[first + half - 1]) { half } else { 0 };
-            left -= half;
-        }
-        first + usize::from(left == 1 && before(sorted[first]))
+    fn last(&self) -> usize {
+        self.values.len() - 1
     }
 
-    /// The last value not above `t`; the first one if all are.
     #[inline(always)]
-    fn below(&self, t: f32) -> usize {
-        Long::count(&self.values, |value| value <= t).max(1) - 1
+    fn near(&self, t: f32) -> usize {
+        self.middles.below(t).min(self.last())
     }
 
     #[inline(always)]
     fn drawn(&self, t: f32, word: u32) -> usize {
         let t = if t > self.values[0] { t } else { self.values[0] };
-        let low = self.below(t);
+        let low = self.cuts.below(t).min(self.last());
         let up = goes(word, threshold((t - self.values[low]) * self.shares[low]));
         low + (up & 1) as usize
     }
@@ -161,7 +200,7 @@ impl Long {
 impl Grid for &Long {
     #[inline(always)]
     fn nearest(&self, t: f32) -> f32 {
-        self.values[Long::count(&self.middles, |middle| middle < t)]
+        self.values[self.near(t)]
     }
 
     #[inline(always)]
@@ -170,19 +209,14 @@ impl Grid for &Long {
     }
 
     fn extremes(&self) -> (f32, f32, f32) {
-        (self.values[0], smallest(&self.values), self.values[self.values.len() - 1])
+        (self.values[0], smallest(&self.values), self.values[self.last()])
     }
 }
 
 impl Codes for &Long {
     #[inline(always)]
     fn encode(&self, value: f32) -> u32 {
-        self.below(value) as u32
-    }
-
-    #[inline(always)]
-    fn nearest_code(&self, t: f32) -> u32 {
-        Long::count(&self.middles, |middle| middle < t) as u32
+        self.near(value) as u32
     }
 
     #[inline(always)]
@@ -191,8 +225,13 @@ impl Codes for &Long {
     }
 
     #[inline(always)]
+    fn nearest_code(&self, t: f32) -> u32 {
+        self.near(t) as u32
+    }
+
+    #[inline(always)]
     fn decode(&self, code: u32) -> f32 {
-        self.values[(code as usize).min(self.values.len() - 1)]
+        self.values[(code as usize).min(self.last())]
     }
 }
 

@@ -59,6 +59,20 @@ impl Factors for Plain {
     }
 }
 
+/// A scale and a reciprocal for each element of a tile, in slices of the same length.
+#[derive(Clone, Copy)]
+pub(super) struct EachScale<'a> {
+    pub scale: &'a [f32],
+    pub recip: &'a [f32],
+}
+
+impl Factors for EachScale<'_> {
+    #[inline(always)]
+    fn at(&self, i: usize) -> Factor {
+        Factor { scale: self.scale[i], recip: self.recip[i], sub: 0.0, add: -0.0 }
+    }
+}
+
 /// A factor for each element of a tile, in four slices of the same length.
 #[derive(Clone, Copy)]
 pub(super) struct Each<'a> {

@@ -69,7 +69,7 @@ impl Grouping {
 pub(crate) struct Map(Vec<(usize, usize, usize)>);
 
 /// Runs of one scale shorter than this are served element by element.
-const SHORT: usize = 16;
+const SHORT: usize = 33;
 
 impl Map {
     /// `strides` are those of the scales, per dimension of the blocked shape, zero where they broadcast.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::kernel::{Each, Factor, Plain, Round, Tile};
+use super::kernel::{Each, EachScale, Factor, Plain, Round, Tile};
 use super::layout::{Grouping, Map};
 use super::slab::{Slab, Words};
 use super::{Given, Rounding, Scaling, Spec, observe};
@@ -48,6 +48,22 @@ impl Buffers {
     pub fn new() -> Self {
         let runs = Runs { count: 0, start: [0; TILE], scale: [0.0; TILE], second: [0.0; TILE] };
         Buffers { input: [0.0; TILE], output: [0.0; TILE], words: [0; TILE], runs }
+    }
+}
+
+/// Groups smaller than this are rounded with a scale for each element, side by side. (Known scales: `Map::is_fine`.)
+const FINE: usize = 33;
+
+impl Runs {
+    /// Gives each of `n` elements its group's numbers, from the last one down, so that none is overwritten too early.
+    #[inline(always)]
+    fn widen(&mut self, group: usize, n: usize) {
+        for j in (0..self.count).rev() {
+            let (scale, second) = (self.scale[j], self.second[j]);
+            let end = n.min((j + 1) * group);
+            self.scale[j * group..end].fill(scale);
+            self.second[j * group..end].fill(second);
+        }
     }
 }
 
@@ -192,7 +208,7 @@ impl Scaler<'_> {
     fn is_fine(&self) -> bool {
         match self.scales {
             Scales::Known { .. } => self.map.is_fine(),
-            Scales::OnTheSpot { .. } => self.group == 1,
+            Scales::OnTheSpot { .. } => self.group < FINE,
         }
     }
 
@@ -252,6 +268,9 @@ impl Scaler<'_> {
                         offset.put(first + j, runs.second[j]);
                     }
                 }
+                if self.group > 1 && self.group < FINE {
+                    runs.widen(self.group, x.len());
+                }
                 finisher.rule.second()
             }
         }
@@ -260,8 +279,7 @@ impl Scaler<'_> {
     /// Runs the kernel of a tile of `n` elements with a scale (and second number) for each.
     #[inline(always)]
     fn each(&self, n: usize, kind: Second, runs: &mut Runs, tile: &mut impl Tile) {
-        // The values that change nothing where there is no offset; see `Factor::plain`.
-        let (mut recips, mut subs, mut adds) = ([1.0; TILE], [0.0; TILE], [-0.0; TILE]);
+        let mut recips = [1.0; TILE];
         for scale in &mut runs.scale[..n] {
             *scale *= self.tensor;
         }
@@ -269,10 +287,12 @@ impl Scaler<'_> {
         for (recip, divisor) in recips[..n].iter_mut().zip(divisors) {
             *recip = 1.0 / divisor;
         }
-        if kind == Second::Offset {
-            subs[..n].copy_from_slice(&runs.second[..n]);
-            adds[..n].copy_from_slice(&runs.second[..n]);
+        if kind != Second::Offset {
+            return tile.run(0..n, EachScale { scale: &runs.scale[..n], recip: &recips[..n] });
         }
+        let (mut subs, mut adds) = ([0.0; TILE], [-0.0; TILE]);
+        subs[..n].copy_from_slice(&runs.second[..n]);
+        adds[..n].copy_from_slice(&runs.second[..n]);
         tile.run(0..n, Each { scale: &runs.scale[..n], recip: &recips[..n], sub: &subs[..n], add: &adds[..n] });
     }
 }
