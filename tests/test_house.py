@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,11 +71,21 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+#: What a module may import when it is used: the extras of pyproject.toml.
+EXTRAS = {"plot.py": {"matplotlib"}}
+
+
 def test_the_package_needs_only_numpy_and_safetensors() -> None:
-    allowed = {"lowbit", "numpy", "safetensors", *sys.stdlib_module_names}
     for path in (ROOT / "python" / "lowbit").rglob("*.py"):
+        allowed = {"lowbit", "numpy", "safetensors", *sys.stdlib_module_names, *EXTRAS.get(path.name, ())}
         foreign = {name for name in imported(path) if name.split(".")[0] not in allowed}
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_importing_the_package_imports_no_extra() -> None:
+    extras = sorted(set().union(*EXTRAS.values()))
+    script = f"import sys, lowbit; print([name for name in {extras} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_reference_is_a_second_opinion() -> None:
