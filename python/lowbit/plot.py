@@ -27,6 +27,8 @@ __all__ = ["codes", "compare", "error", "logarithmic", "number_line"]
 _GREY = "0.45"
 #: A label under every value up to so many values.
 _FEW = 32
+#: Numbers of an octave whose errors are averaged.
+_STEPS = 256
 
 
 def number_line(formats: FormatLike | Iterable[FormatLike], *, ax: Axes | None = None) -> Axes:
@@ -64,12 +66,10 @@ def number_line(formats: FormatLike | Iterable[FormatLike], *, ax: Axes | None =
     ax = _axes(ax, height=0.9 + 0.55 * len(drawn))
     for row, fmt in enumerate(drawn):
         places = fmt.values.astype(np.float64) / np.abs(fmt.values).max()
-        dense = len(places) > _FEW
-        ax.hlines(row, places[0], places[-1], color="0.85", lw=0.8, zorder=1)
-        ax.vlines(places, row - 0.2, row + 0.2, color=f"C{row % 10}", lw=0.5 if dense else 1.6, zorder=2)
-        if not dense:
-            for place, value in _spaced(places, fmt.values):
-                ax.text(place, row + 0.26, _short(value), ha="center", va="top", fontsize=7, color=_GREY)
+        _marks(ax, row, places, (places[-1] - places[0]) / 2)
+        if len(places) <= _FEW:
+            for place, label in _spaced(places, [_short(value) for value in fmt.values]):
+                ax.text(place, row + 0.26, label, ha="center", va="top", fontsize=7, color=_GREY)
     _rows(ax, [fmt.name for fmt in drawn])
     ax.set_xlabel("number, in units of the largest magnitude")
     ax.set_xlim(-1.05, 1.05)
@@ -79,8 +79,7 @@ def number_line(formats: FormatLike | Iterable[FormatLike], *, ax: Axes | None =
 def logarithmic(formats: FormatLike | Iterable[FormatLike], *, ax: Axes | None = None) -> Axes:
     """Draw the positive values of formats on a logarithmic scale, and how far they reach.
 
-    The number at the right is the largest value over the smallest: 8 for INT4's magnitudes, 2^12 for radix-4 FP4, which
-    spends as many bits.
+    The number at the right is the largest magnitude over the smallest: 8 for INT4, 2^12 for radix-4 FP4.
 
     Parameters
     ----------
@@ -103,23 +102,22 @@ def logarithmic(formats: FormatLike | Iterable[FormatLike], *, ax: Axes | None =
     >>> import lowbit as lb
     >>> ax = lb.plot.logarithmic(["int4", "radix4"])
     >>> [text.get_text() for text in ax.texts]
-    ['8x', '4096x']
+    ['8x', '2^12']
     """
     drawn = _formats(formats)
+    rows = [_magnitudes(fmt) for fmt in drawn]
     ax = _axes(ax, height=0.9 + 0.45 * len(drawn))
-    for row, fmt in enumerate(drawn):
-        places = _magnitudes(fmt)
-        dense = len(places) > _FEW
-        ax.hlines(row, places[0], places[-1], color="0.85", lw=0.8, zorder=1)
-        ax.vlines(places, row - 0.2, row + 0.2, color=f"C{row % 10}", lw=0.5 if dense else 1.6, zorder=2)
+    low, high = min(row[0] for row in rows), max(row[-1] for row in rows)
+    octaves = max(math.log2(high / low), 1.0)
+    for row, places in enumerate(rows):
+        _marks(ax, row, places, math.log2(places[-1] / places[0]) / octaves)
         ax.annotate(
             _reach(places), (places[-1], row), (6, 0), textcoords="offset points", va="center", fontsize=8, color=_GREY
         )
     _rows(ax, [fmt.name for fmt in drawn])
-    ax.set_xscale("log", base=2)
+    # Room at the right for how far the last one reaches.
+    _octaves(ax, math.log2(low) - 0.04 * octaves, math.log2(high) + 0.13 * octaves)
     ax.set_xlabel("magnitude, in units of the scale")
-    low, high = ax.get_xlim()
-    ax.set_xlim(low, high * (high / low) ** 0.1)
     return ax
 
 
@@ -147,7 +145,7 @@ def error(formats: FormatLike | Iterable[FormatLike], *, octaves: int = 16, ax: 
     Notes
     -----
     Magnitudes are in units of the format's largest. A line at 1 means that everything becomes 0. What is drawn is the
-    largest error of all numbers within 1/16 of an octave on either side: the error itself falls to 0 at every value.
+    root of the mean squared relative error of numbers spread evenly (on this scale) over an octave around each magnitude.
 
     Examples
     --------
@@ -158,15 +156,16 @@ def error(formats: FormatLike | Iterable[FormatLike], *, octaves: int = 16, ax: 
     """
     drawn = _formats(formats)
     octaves = _arguments.within(octaves, "octaves", 1, 300)
+    lines = [_relative_error(fmt, octaves) for fmt in drawn]
     ax = _axes(ax, height=4.2)
-    for i, fmt in enumerate(drawn):
-        magnitudes, errors = _relative_error(fmt, octaves)
-        ax.plot(magnitudes, errors, lw=1.4, color=f"C{i % 10}", label=fmt.name)
-    ax.set_xscale("log", base=2)
+    for i, (fmt, (magnitudes, errors)) in enumerate(zip(drawn, lines, strict=True)):
+        ax.plot(magnitudes, errors, lw=1.5, color=f"C{i % 10}", label=fmt.name)
     ax.set_yscale("log")
+    _octaves(ax, -octaves, 1)
     ax.set_xlabel("magnitude of the number, in units of the format's largest")
-    ax.set_ylabel("relative error, at most")
-    ax.legend(frameon=False, fontsize=9)
+    ax.set_ylabel("relative error, rms over an octave")
+    # Above the axes, where no line is.
+    ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(drawn), 6))
     _plain(ax)
     return ax
 
@@ -314,13 +313,15 @@ def _relative_error(fmt: _core.Format, octaves: int) -> tuple[NDArray[np.float64
     """Give magnitudes over the largest, and the largest relative error around each of them."""
     if not math.isfinite(fmt.max):
         raise _core.Error(f"formats: {fmt.name} has no largest value to draw errors up to")
-    per_octave, window = 256, 32
-    exponents = np.arange(-octaves * per_octave, per_octave + 1) / per_octave
+    # Half an octave more on either side, for the means; float32's normal numbers only.
+    low = max(-octaves - 0.5, -126 - math.log2(fmt.max))
+    high = min(1.5, math.log2(np.finfo(np.float32).max) - math.log2(fmt.max))
+    exponents = np.arange(math.ceil(low * _STEPS), math.floor(high * _STEPS) + 1) / _STEPS
     x = (fmt.max * np.exp2(exponents)).astype(np.float32)
     y = fake_quantize(x, fmt, scale=1.0)
-    errors = np.abs(y.astype(np.float64) - x) / x
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(errors, window // 2, mode="edge"), window + 1)
-    return np.exp2(exponents), around.max(axis=-1)
+    squares = np.square((y.astype(np.float64) - x) / x)
+    means = np.lib.stride_tricks.sliding_window_view(squares, _STEPS + 1).mean(axis=-1)
+    return np.exp2(exponents[_STEPS // 2 : -(_STEPS // 2)]), np.sqrt(means)
 
 
 def _shares(x: ArrayLike, fmt: _core.Format, options: dict[str, Any]) -> NDArray[np.float64]:
@@ -336,16 +337,23 @@ def _shares(x: ArrayLike, fmt: _core.Format, options: dict[str, Any]) -> NDArray
     return shares
 
 
-def _spaced(places: NDArray[np.float64], values: NDArray[np.float32]) -> list[tuple[float, float]]:
-    """Choose values to write, none nearer than a label's width to another: the ends, zero, and what fits between."""
-    order = sorted(
-        range(len(places)), key=lambda i: (-abs(places[i]) if abs(places[i]) in (0, 1) else 0, values[i] != 0)
-    )
+def _marks(ax: Axes, row: int, places: NDArray[np.float64], span: float) -> None:
+    """Draw a row of marks over a span (a share of the axis), thin ones where they are many."""
+    ax.hlines(row, places[0], places[-1], color="0.85", lw=0.8, zorder=1)
+    width = min(max(150 * span / len(places), 0.5), 1.6)
+    ax.vlines(places, row - 0.2, row + 0.2, color=f"C{row % 10}", lw=width, zorder=2)
+
+
+def _spaced(places: NDArray[np.float64], labels: list[str]) -> list[tuple[float, str]]:
+    """Choose labels that do not meet: the ends first, then zero, then what fits between, from the left."""
+    last = len(places) - 1
+    order = sorted(range(len(places)), key=lambda i: (i not in {0, last}, places[i] != 0, i))
     chosen: list[int] = []
     for i in order:
-        if all(abs(places[i] - places[j]) > 0.055 for j in chosen):
+        # Half a character of 7 points is about 0.009 of the axis from -1 to 1.
+        if all(abs(places[i] - places[j]) > 0.009 * (len(labels[i]) + len(labels[j])) + 0.01 for j in chosen):
             chosen.append(i)
-    return [(float(places[i]), float(values[i])) for i in sorted(chosen)]
+    return [(float(places[i]), labels[i]) for i in sorted(chosen)]
 
 
 def _short(value: float) -> str:
@@ -353,13 +361,25 @@ def _short(value: float) -> str:
     size = abs(float(value))
     if 0 < size < 1 and math.frexp(size)[0] == 0.5:
         return f"{'-' if value < 0 else ''}1/{1 / size:.4g}"
-    return f"{float(value):.3g}"
+    return f"{float(value) + 0.0:.3g}"
 
 
 def _reach(magnitudes: NDArray[np.float64]) -> str:
     """Write the largest over the smallest magnitude."""
     ratio = float(magnitudes[-1] / magnitudes[0])
-    return f"{ratio:.4g}x" if ratio < 1e5 else f"2^{math.log2(ratio):.1f}"
+    return f"{ratio:.3g}x" if ratio < 1000 else f"2^{math.log2(ratio):.4g}"
+
+
+def _octaves(ax: Axes, low: float, high: float) -> None:
+    """Make the x axis logarithmic from 2^low to 2^high, with at most 12 powers of two written."""
+    step = 1
+    while (high - low) / step > 12:
+        step *= 2
+    exponents = range(math.ceil(low / step) * step, math.floor(high) + 1, step)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks([2.0**e for e in exponents], [f"$2^{{{e}}}$" for e in exponents])
+    ax.minorticks_off()
+    ax.set_xlim(2.0**low, 2.0**high)
 
 
 def _rows(ax: Axes, names: Sequence[str]) -> None:

@@ -1,0 +1,159 @@
+"""What every format loses on numbers of three shapes: docs/results/formats.md and formats.png.
+
+Run ``make experiments``, or ``python experiments/formats.py`` where lowbit and matplotlib are installed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import lowbit as lb
+from lowbit._compare import ComparisonRow
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+NUMBERS = 1 << 18
+#: None: one scale for the array, or the format's own block.
+BLOCKS = (None, 256, 128, 64, 32, 16)
+
+Draw = Callable[[np.random.Generator, int], NDArray[Any]]
+SHAPES: dict[str, Draw] = {
+    "Gaussian": lambda rng, n: rng.standard_normal(n),
+    "Laplace": lambda rng, n: rng.laplace(size=n),
+    "lognormal": lambda rng, n: rng.lognormal(size=n) * rng.choice([-1.0, 1.0], n),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One format on numbers of one shape."""
+
+    default: ComparisonRow
+    best: ComparisonRow
+
+
+def cost(row: ComparisonRow) -> float:
+    """Squared error times 4^bits: what is left when a bit more has to divide the squared error by four."""
+    return row.error * 4**row.bits_per_number
+
+
+def names() -> list[str]:
+    """List the formats that have a sign, as the numbers do."""
+    return [name for name in lb.formats() if lb.get_format(name).signed]
+
+
+def ways(fmt: lb.Format) -> list[dict[str, Any]]:
+    """List the rules and block sizes that a format can be tried with."""
+    own_blocks = fmt.scale_format is not None and fmt.default_block is not None
+    blocks = (None,) if own_blocks else BLOCKS
+    # A scale of 1 is the same in every block.
+    return [
+        {"scale": rule, "block_size": size}
+        for rule in fmt.scale_rules
+        for size in blocks
+        if rule != "one" or size is None
+    ]
+
+
+def measure(n: int = NUMBERS) -> dict[str, dict[str, Measured]]:
+    """Try every format on every shape: ``result[shape][format]``."""
+    results: dict[str, dict[str, Measured]] = {}
+    for seed, (shape, draw) in enumerate(SHAPES.items()):
+        x = draw(np.random.default_rng(seed), n).astype(np.float32)
+        defaults = lb.compare(x, names())
+        results[shape] = {}
+        for name, default in zip(names(), defaults, strict=True):
+            tried = lb.compare(x, [(name, way) for way in ways(lb.get_format(name))])
+            results[shape][name] = Measured(default, min(tried, key=cost))
+    return results
+
+
+INTRODUCTION = """# Formats: what they lose
+
+Made by `make experiments` (`experiments/formats.py`, {seconds:.0f} s). {n:,} independent numbers of each shape: Gaussian
+(N(0, 1)), Laplace, and lognormal with a random sign (exp of N(0, 1), nearer to gradients and to activations with
+outliers). The error is relative and squared: sum (y - x)^2 / sum x^2, rounding to nearest. Bits count the codes and the scales.
+
+![Grids of 4 bits, and the relative error of numbers of each magnitude](formats.png)
+
+On the left all grids are in units of their own scale; on the right in units of their largest value, which is what the rule
+`amax` brings the largest number to. Integers are fine near the top and have nothing below; floats lose the same share of
+every number until they underflow.
+
+## At the format's own rule
+
+| format | scale | block | bits | Gaussian | Laplace | lognormal |
+|---|---|---|---|---|---|---|
+"""
+
+BEST = """
+## At the rule and block that pay best
+
+Smaller blocks always lose less and always cost more. A bit more divides the squared error of a good quantizer by about four, so
+each format is shown with the rule and the block ({blocks} numbers, or the whole array) of least error x 4^bits. No code of
+independent Gaussian numbers brings that below 1 (rate-distortion theory): the last column tells how far away the format is, in
+bits for each number: log4(error x 4^bits).
+
+| format | Gaussian: how | bits | error | Laplace: how | bits | error | lognormal: how | bits | error | bits above the limit (Gaussian) |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def how(row: ComparisonRow) -> str:
+    """Write a row's rule and block."""
+    return row.scale if row.block == "array" else f"{row.scale}, {row.block}"
+
+
+def report(results: dict[str, dict[str, Measured]], seconds: float) -> str:
+    """Write the page."""
+    text = INTRODUCTION.format(seconds=seconds, n=NUMBERS)
+    for name in names():
+        rows = [results[shape][name].default for shape in SHAPES]
+        errors = " | ".join(f"{row.error:.2e}" for row in rows)
+        text += f"| `{name}` | {rows[0].scale} | {rows[0].block} | {rows[0].bits_per_number:.2f} | {errors} |\n"
+    text += BEST.format(blocks=", ".join(str(size) for size in BLOCKS if size))
+    for name in names():
+        rows = [results[shape][name].best for shape in SHAPES]
+        cells = [f"{how(row)} | {row.bits_per_number:.2f} | {row.error:.2e}" for row in rows]
+        above = math.log(cost(rows[0]), 4) if rows[0].error else -math.inf
+        text += f"| `{name}` | {' | '.join(cells)} | {above:.2f} |\n"
+    return text + remarks(results)
+
+
+def remarks(results: dict[str, dict[str, Measured]]) -> str:
+    """Say what the tables show."""
+    return ""
+
+
+def draw() -> None:
+    """Draw grids on a logarithmic scale beside errors against magnitudes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained", width_ratios=(1, 1.15))
+    lb.plot.logarithmic(["int4", "radix4", "luq4", "fp4_e2m1", "nf4", "int8", "fp8_e4m3fn", "fp8_e5m2"], ax=left)
+    lb.plot.error(["int4", "radix4", "luq4", "fp4_e2m1", "int8", "fp8_e4m3fn"], octaves=18, ax=right)
+    figure.savefig(RESULTS / "formats.png", dpi=110)
+
+
+def main() -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    results = measure()
+    seconds = time.perf_counter() - start
+    draw()
+    (RESULTS / "formats.md").write_text(report(results, seconds))
+    print(f"{RESULTS / 'formats.md'}: {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
