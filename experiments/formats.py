@@ -77,16 +77,19 @@ def measure(n: int = NUMBERS) -> dict[str, dict[str, Measured]]:
 
 INTRODUCTION = """# Formats: what they lose
 
-Made by `make experiments` (`experiments/formats.py`, {seconds:.0f} s). {n:,} independent numbers of each shape: Gaussian
-(N(0, 1)), Laplace, and lognormal with a random sign (exp of N(0, 1), nearer to gradients and to activations with
-outliers). The error is relative and squared: sum (y - x)^2 / sum x^2, rounding to nearest. Bits count the codes and the scales.
+Made by `make experiments` (`experiments/formats.py`, {seconds:.0f} s). {n:,} independent numbers of each shape:
+Gaussian, Laplace, and lognormal with a random sign (the exponential of a Gaussian: a few numbers are far larger than
+the rest, as in gradients). The error is relative and squared, sum (y - x)^2 / sum x^2, of rounding to nearest. Bits
+count codes and scales.
 
-![Grids of 4 bits, and the relative error of numbers of each magnitude](formats.png)
+![Grids of formats, and the relative error of numbers of each magnitude](formats.png)
 
-On the left all grids are in units of their own scale; on the right in units of their largest value, which is what the rule
-`amax` brings the largest number to. Integers are fine near the top and have nothing below; floats lose the same share of
-every number until they underflow.
+On the left all grids are in units of their own scale; on the right in units of their largest value, to which the rule
+`amax` brings the largest number. Integers are fine near the top and have nothing far below; floats lose the same
+share of every number until they underflow.
+"""
 
+DEFAULT = """
 ## At the format's own rule
 
 | format | scale | block | bits | Gaussian | Laplace | lognormal |
@@ -96,35 +99,35 @@ every number until they underflow.
 BEST = """
 ## At the rule and block that pay best
 
-Smaller blocks always lose less and always cost more. A bit more divides the squared error of a good quantizer by about four, so
-each format is shown with the rule and the block ({blocks} numbers, or the whole array) of least error x 4^bits. No code of
-independent Gaussian numbers brings that below 1 (rate-distortion theory): the last column tells how far away the format is, in
-bits for each number: log4(error x 4^bits).
+Smaller blocks lose less and cost more. A bit more divides the squared error of a good quantizer by about four, so
+each format is shown at the rule and the block ({blocks} numbers, or one scale for all) of least error x 4^bits. No
+code for independent Gaussian numbers brings that below 1 (Shannon's limit): the last column is log4 of it, the bits
+for each number that the format spends above the limit.
 
-| format | Gaussian: how | bits | error | Laplace: how | bits | error | lognormal: how | bits | error | bits above the limit (Gaussian) |
-|---|---|---|---|---|---|---|---|---|---|---|
+| format | Gaussian | Laplace | lognormal | bits above the limit, Gaussian |
+|---|---|---|---|---|
 """
 
 
-def how(row: ComparisonRow) -> str:
-    """Write a row's rule and block."""
-    return row.scale if row.block == "array" else f"{row.scale}, {row.block}"
+def shown(row: ComparisonRow) -> str:
+    """Write an error, and the rule, block and bits that gave it."""
+    shared = "" if row.block == "array" else f", {row.block}"
+    return f"{row.error:.2e} ({row.scale}{shared}; {row.bits_per_number:.4g})"
 
 
 def report(results: dict[str, dict[str, Measured]], seconds: float) -> str:
     """Write the page."""
-    text = INTRODUCTION.format(seconds=seconds, n=NUMBERS)
+    text = INTRODUCTION.format(seconds=seconds, n=NUMBERS) + remarks(results) + DEFAULT
     for name in names():
         rows = [results[shape][name].default for shape in SHAPES]
         errors = " | ".join(f"{row.error:.2e}" for row in rows)
-        text += f"| `{name}` | {rows[0].scale} | {rows[0].block} | {rows[0].bits_per_number:.2f} | {errors} |\n"
+        text += f"| `{name}` | {rows[0].scale} | {rows[0].block} | {rows[0].bits_per_number:.4g} | {errors} |\n"
     text += BEST.format(blocks=", ".join(str(size) for size in BLOCKS if size))
     for name in names():
         rows = [results[shape][name].best for shape in SHAPES]
-        cells = [f"{how(row)} | {row.bits_per_number:.2f} | {row.error:.2e}" for row in rows]
-        above = math.log(cost(rows[0]), 4) if rows[0].error else -math.inf
-        text += f"| `{name}` | {' | '.join(cells)} | {above:.2f} |\n"
-    return text + remarks(results)
+        cells = [*map(shown, rows), f"{math.log(cost(rows[0]), 4):.2f}"]
+        text += f"| `{name}` | {' | '.join(cells)} |\n"
+    return text
 
 
 def remarks(results: dict[str, dict[str, Measured]]) -> str:

@@ -269,3 +269,28 @@ def test_ten_million_numbers_need_few_temporaries() -> None:
 def test_bad_arguments_are_named(x: Any, formats: Any, options: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         lb.compare(x, formats, **options)
+
+
+def in_octave(e: int) -> float:
+    """Give the share of normal numbers with magnitudes from 2^e to 2^(e + 1)."""
+    return math.erf(2.0 ** (e + 0.5)) - math.erf(2.0 ** (e - 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        # 32 numbers a block; the largest magnitude on 7 (facts: 9.40e-3, 1.32e-2 and 9.0e-3 by simulation).
+        ("int4_symmetric", {"block_size": 32}, 9.40e-3),
+        ("mxfp4", {}, 1.32e-2),
+        ("nvfp4", {}, 9.04e-3),
+        # Closed forms: 1 - 2 / pi; and with d = 0.7 sqrt(2 / pi), phi and Q the normal density and tail,
+        # 1 - 2 phi(d)^2 / Q(d).
+        ("sign", {}, 1 - 2 / math.pi),
+        ("ternary", {"scale": "twn"}, 0.19162),
+        # A twelfth of the squared step of each octave, times the share of numbers in it.
+        ("bfloat16", {}, sum(in_octave(e) * 4.0 ** (e - 7) / 12 for e in range(-30, 4))),
+        ("float16", {}, sum(in_octave(e) * 4.0 ** (e - 10) / 12 for e in range(-14, 4))),
+    ],
+)
+def test_errors_of_gaussian_numbers_are_known(name: str, options: dict[str, Any], error: float) -> None:
+    assert lb.compare(normal(1 << 20), name, **options)[0].error == pytest.approx(error, rel=0.01)

@@ -145,7 +145,7 @@ def error(formats: FormatLike | Iterable[FormatLike], *, octaves: int = 16, ax: 
     Notes
     -----
     Magnitudes are in units of the format's largest. A line at 1 means that everything becomes 0. What is drawn is the
-    root of the mean squared relative error of numbers spread evenly (on this scale) over an octave around each magnitude.
+    root of the mean squared relative error of numbers spread evenly (on this scale) over an octave around a magnitude.
 
     Examples
     --------
