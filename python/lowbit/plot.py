@@ -27,6 +27,8 @@ __all__ = ["codes", "compare", "error", "logarithmic", "number_line"]
 _GREY = "0.45"
 #: A label under every value up to so many values.
 _FEW = 32
+#: More values than this are drawn several to a bar.
+_MANY = 512
 #: Numbers of an octave whose errors are averaged.
 _STEPS = 256
 
@@ -205,19 +207,28 @@ def codes(x: ArrayLike, format: FormatLike, *, ax: Axes | None = None, **options
     fmt = _core.get_format(format)
     shares = _shares(x, fmt, options)
     ax = _axes(ax, height=3.4)
-    edges = np.arange(len(shares) + 1) - 0.5
-    if len(shares) <= _FEW:
-        ax.bar(range(len(shares)), shares, width=0.85, color="C0")
+    first, last, each = 0, len(shares) - 1, 1
+    if len(shares) > _MANY:
+        # What is used, in bars of several values each: one of 65,536 would be too thin to see.
+        used = np.flatnonzero(shares)
+        first, last = int(used[0]), int(used[-1])
+        each = -(-(last - first + 1) // (_MANY // 2))
+    places = np.arange(first, last + 1, each)
+    heights = np.add.reduceat(shares[first : last + 1], places - first)
+    if len(heights) <= _FEW and each == 1:
+        ax.bar(places, heights, width=0.85, color="C0")
     else:
-        ax.stairs(shares, edges, fill=True, color="C0")
-    step = -(-len(shares) // 17)
-    # From the middle, so that the value that splits negative from positive is labelled.
-    marked = range(int(np.searchsorted(fmt.values, 0)) % step, len(shares), step)
-    ax.set_xticks(marked, [_short(fmt.values[i]) for i in marked])
-    if max(len(_short(fmt.values[i])) for i in marked) > 4:
+        ax.stairs(heights, np.append(places, places[-1] + each) - 0.5, fill=True, color="C0")
+    step = -(-(last - first + 1) // 17)
+    # Counted from zero, so that it is among the labels.
+    zero = int(np.searchsorted(fmt.values, 0))
+    marked = range(first + (zero - first) % step, last + 1, step)
+    labels = [_short(fmt.values[i]) for i in marked]
+    ax.set_xticks(marked, labels)
+    if max(map(len, labels)) > 4:
         ax.tick_params(axis="x", labelrotation=60)
-    ax.set_xlim(edges[0], edges[-1])
-    ax.set_xlabel("value, in units of the scale; every step is one code")
+    ax.set_xlim(first - 0.5, last + 0.5)
+    ax.set_xlabel("value, in units of the scale; " + ("a bar for each" if each == 1 else f"a bar for every {each}"))
     ax.set_ylabel("share of numbers")
     ax.set_title(f"{fmt.name}: {np.count_nonzero(shares)} of {len(shares)} values used", fontsize=10)
     _plain(ax)
@@ -263,7 +274,8 @@ def compare(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
     for row, each in enumerate(comparison):
         if 0 < each.error < math.inf:
             ax.plot(each.error, row, "o", ms=5, color="C0")
-            note = f"{each.bits_per_number:.3g} bits"
+            bits = f"{each.bits_per_number:.3g}"
+            note = bits + (" bit" if bits == "1" else " bits")
             ax.annotate(note, (each.error, row), (7, 0), textcoords="offset points", va="center", fontsize=7.5)
     _rows(ax, [each.label for each in comparison])
     ax.set_xscale("log")
@@ -357,11 +369,12 @@ def _spaced(places: NDArray[np.float64], labels: list[str]) -> list[tuple[float,
 
 
 def _short(value: float) -> str:
-    """Write a value in few characters: a power of two below one as a fraction."""
+    """Write a value in few characters: a power of two below one, but not far below, as a fraction."""
     size = abs(float(value))
-    if 0 < size < 1 and math.frexp(size)[0] == 0.5:
+    if 2.0**-12 < size < 1 and math.frexp(size)[0] == 0.5:
         return f"{'-' if value < 0 else ''}1/{1 / size:.4g}"
-    return f"{float(value) + 0.0:.3g}"
+    value = float(value) + 0.0  # -0 is written as 0
+    return f"{value:.0f}" if 1000 <= size < 1e6 else f"{value:.3g}"
 
 
 def _reach(magnitudes: NDArray[np.float64]) -> str:
