@@ -27,7 +27,7 @@ __all__ = ["codes", "compare", "error", "logarithmic", "number_line"]
 _GREY = "0.45"
 #: A label under every value up to so many values.
 _FEW = 32
-#: More values than this are drawn several to a bar.
+#: More values than this share bars and marks.
 _MANY = 512
 #: Numbers of an octave whose errors are averaged.
 _STEPS = 256
@@ -68,7 +68,7 @@ def number_line(formats: FormatLike | Iterable[FormatLike], *, ax: Axes | None =
     ax = _axes(ax, height=0.9 + 0.55 * len(drawn))
     for row, fmt in enumerate(drawn):
         places = fmt.values.astype(np.float64) / np.abs(fmt.values).max()
-        _marks(ax, row, places, (places[-1] - places[0]) / 2)
+        _marks(ax, row, places, (places + 1) / 2)
         if len(places) <= _FEW:
             for place, label in _spaced(places, [_short(value) for value in fmt.values]):
                 ax.text(place, row + 0.26, label, ha="center", va="top", fontsize=7, color=_GREY)
@@ -112,7 +112,7 @@ def logarithmic(formats: FormatLike | Iterable[FormatLike], *, ax: Axes | None =
     low, high = min(row[0] for row in rows), max(row[-1] for row in rows)
     octaves = max(math.log2(high / low), 1.0)
     for row, places in enumerate(rows):
-        _marks(ax, row, places, math.log2(places[-1] / places[0]) / octaves)
+        _marks(ax, row, places, np.log2(places / low) / octaves)
         ax.annotate(
             _reach(places), (places[-1], row), (6, 0), textcoords="offset points", va="center", fontsize=8, color=_GREY
         )
@@ -349,10 +349,13 @@ def _shares(x: ArrayLike, fmt: _core.Format, options: dict[str, Any]) -> NDArray
     return shares
 
 
-def _marks(ax: Axes, row: int, places: NDArray[np.float64], span: float) -> None:
-    """Draw a row of marks over a span (a share of the axis), thin ones where they are many."""
+def _marks(ax: Axes, row: int, places: NDArray[np.float64], along: NDArray[np.float64]) -> None:
+    """Draw a row of marks, which lie from 0 to 1 `along` the axis: thin ones where they are many."""
     ax.hlines(row, places[0], places[-1], color="0.85", lw=0.8, zorder=1)
-    width = min(max(150 * span / len(places), 0.5), 1.6)
+    width = min(max(150 * (along[-1] - along[0]) / len(places), 0.5), 1.6)
+    if len(places) > _MANY:
+        # One mark stands for all that no picture could tell apart.
+        places = places[np.unique(np.round(along * 4000), return_index=True)[1]]
     ax.vlines(places, row - 0.2, row + 0.2, color=f"C{row % 10}", lw=width, zorder=2)
 
 
