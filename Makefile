@@ -84,9 +84,10 @@ clean:  ## remove what the other targets made
 bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (where importable) torch; BENCH="--sizes 2^20" to choose
 	$(BIN)/python benches/bench.py $(BENCH)
 
-experiments: $(VENV)/.extra-experiments  ## measure errors of means and when messages pay: docs/results (five minutes)
+experiments: $(VENV)/.extra-experiments  ## measure errors of means and of formats, and when messages pay: docs/results (five minutes)
 	$(BIN)/python experiments/mean_estimation.py
 	$(BIN)/python experiments/bandwidth.py
+	$(BIN)/python experiments/formats.py
 
 # Half of the time for each target. Coverage counters are the target's alone (--target), not those of build scripts.
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters

@@ -27,6 +27,36 @@ LEVELS = {"x86_64": ["portable", "v3", "v4"], "AMD64": ["portable", "v3", "v4"]}
 KEY = lb.Key(1234)
 SIZES = [0, 1, 2, 1023, 1024, 1025, 16383, 16384, 16385, 300007]
 
+#: One or a few of every factory's formats: beside the registered ones they stand for all that can be made.
+EXAMPLES = [
+    "int3",
+    "uint2",
+    "int5_symmetric",
+    "radix(2,3)",
+    "radix(8,3)",
+    "radix(4,3,nozero)",
+    "radix(4,2)",
+    "float(3,4,bias=5)",
+    "float(5,4,fn,ftz)",
+    "float(8,14,ieee)",
+    "cfloat8(4,31)",
+    "cfloat8(5,0)",
+    "cfloat16(shp,15)",
+    "cfloat16(uhp)",
+    "fixed(8,4)",
+    "fixed(12,6,symmetric)",
+    "fixed(8,4,unbounded)",
+    "log(4,0.5,0.05)",
+    "log(8,0.125,0.001)",
+    "bfp(8)",
+    "block(int4_symmetric,e8m0,32)",
+    "table(-1,-0.25,0,0.25,1)",
+]
+FORMATS = lb.formats() + EXAMPLES
+CODED = [name for name in FORMATS if lb.get_format(name).coded]
+#: Every rule that some format has.
+RULES = sorted({rule for name in FORMATS for rule in lb.get_format(name).scale_rules})
+
 levels_tested: set[str] = set()
 not_tested: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""The model behind docs/results/bandwidth.md: where it must agree with arithmetic on paper."""
+"""What is behind docs/results: where it must agree with arithmetic on paper."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import lowbit as lb
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 
 import bandwidth
+import formats
 
 
 def free() -> dict[lb.Codec, bandwidth.Speed]:
@@ -50,3 +51,14 @@ def test_break_even_is_where_both_take_the_same_time() -> None:
                 assert times[0] == pytest.approx(times[1], rel=5e-3)
     never = bandwidth.break_even(ways[-1], ways[0], 1000, 16)
     assert bandwidth.gigabits(never) == "never"
+
+
+def test_formats_are_shown_where_a_bit_pays_most() -> None:
+    results = formats.measure(1 << 13)
+    assert list(results) == ["Gaussian", "Laplace", "lognormal"]
+    for shape, rows in results.items():
+        assert list(rows) == [name for name in lb.formats() if lb.get_format(name).signed]
+        for name, row in rows.items():
+            assert formats.cost(row.best) <= formats.cost(row.default), (shape, name)
+    # Shannon: no code of independent normal numbers does better than 4^-bits.
+    assert all(formats.cost(row.best) > 1 for row in results["Gaussian"].values())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import doctest
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import lowbit as lb
+from support import EXAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,11 +72,21 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+#: What a module may import when it is used: the extras of pyproject.toml.
+EXTRAS = {"plot.py": {"matplotlib"}}
+
+
 def test_the_package_needs_only_numpy_and_safetensors() -> None:
-    allowed = {"lowbit", "numpy", "safetensors", *sys.stdlib_module_names}
     for path in (ROOT / "python" / "lowbit").rglob("*.py"):
+        allowed = {"lowbit", "numpy", "safetensors", *sys.stdlib_module_names, *EXTRAS.get(path.name, ())}
         foreign = {name for name in imported(path) if name.split(".")[0] not in allowed}
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_importing_the_package_imports_no_extra() -> None:
+    extras = sorted(set().union(*EXTRAS.values()))
+    script = f"import sys, lowbit; print([name for name in {extras} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_reference_is_a_second_opinion() -> None:
@@ -84,10 +96,18 @@ def test_reference_is_a_second_opinion() -> None:
         assert all(name.startswith("lowbit.reference") for name in ours), path
 
 
-def readme_row(fmt: lb.Format) -> str:
-    """Write a format's row of the README's table from the registry."""
-    values = f"{len(fmt.values)} from {fmt.values[0]:g} to {fmt.max:g}, smallest {fmt.smallest:g}"
-    return f"| `{fmt.name}` | {fmt.bits} | {values} | {', '.join(fmt.scale_rules)} | {fmt.source} |"
+def readme_row(fmt: lb.Format, call: str | None = None) -> str:
+    """Write a format's row of the README's tables: of the registered ones, or of what a factory makes by `call`."""
+    if fmt.coded:
+        values = f"{len(fmt.values)} from {fmt.values[0]:.6g} to {fmt.max:.6g}, smallest {fmt.smallest:.3g}"
+    else:
+        values = f"to {fmt.max:.3g}, smallest {fmt.smallest:.3g}; no codes"
+    others = [rule for rule in fmt.scale_rules if rule != fmt.default_scale]
+    rules = ", ".join([fmt.default_scale, *others])
+    blocks = "" if fmt.default_block is None else f"; blocks of {fmt.default_block}"
+    blocks += "" if fmt.scale_format is None else f"; {fmt.scale_format.upper()}"
+    names, end = (f"`{fmt.name}`", f" {fmt.source} |") if call is None else (f"`lb.{call}` | `{fmt.name}`", "")
+    return f"| {names} | {fmt.bits} | {values} | {rules}{blocks} |{end}"
 
 
 def test_every_list_names_the_same_formats() -> None:
@@ -97,12 +117,22 @@ def test_every_list_names_the_same_formats() -> None:
     )
     assert typed is not None
     assert re.findall(r'"(\w+)"', typed[1]) == names
-    rows = re.findall(r"^\| `\w+` \|.*$", (ROOT / "README.md").read_text(), re.M)
-    assert rows == [readme_row(lb.get_format(name)) for name in names], "the README's table of formats"
     golden = {path.stem.removeprefix("quantize-v1-") for path in (ROOT / "tests/golden").glob("quantize-v1-*.json")}
     assert golden == set(names), "golden files"
     for name in names:
         assert lb.get_format(name).name == name
+
+
+def test_the_readmes_tables_are_the_registry_and_what_factories_make() -> None:
+    page = (ROOT / "README.md").read_text()
+    section = page[page.index("\n## Formats\n") : page.index("\n## One number in one bit\n")]
+    rows = re.findall(r"^\| `\w+` \|.*$", section, re.M)
+    assert rows == [readme_row(lb.get_format(name)) for name in lb.formats()]
+    made = re.findall(r"^\| `lb\.(.*?)` \|.*$", section, re.M)
+    formats = [eval(f"lb.{call}", {"lb": lb}) for call in made]
+    assert [fmt.name for fmt in formats] == EXAMPLES
+    rows = re.findall(r"^\| `lb\..*$", section, re.M)
+    assert rows == [readme_row(fmt, call) for fmt, call in zip(formats, made, strict=True)]
 
 
 def test_public_names_have_docstrings_with_examples() -> None:

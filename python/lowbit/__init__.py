@@ -1,8 +1,9 @@
 """Numbers below a byte: compute with 4 bits, send a real number in one."""
 
-from lowbit import onebit
+from lowbit import onebit, plot
 from lowbit._codec import Codec
 from lowbit._codecs import Dither, Float32, OneBit, Packed, Qsgd, Sign, TernGrad
+from lowbit._compare import Comparison, compare
 from lowbit._core import (
     DecodeError,
     Error,
@@ -37,6 +38,7 @@ from lowbit._threads import get_num_threads, set_num_threads
 
 __all__ = [
     "Codec",
+    "Comparison",
     "DecodeError",
     "Description",
     "Dither",
@@ -62,6 +64,7 @@ __all__ = [
     "block_format",
     "cfloat8",
     "cfloat16",
+    "compare",
     "decode",
     "decode_mean",
     "dequantize",
@@ -79,6 +82,7 @@ __all__ = [
     "log_grid",
     "onebit",
     "pack",
+    "plot",
     "quantize",
     "radix_format",
     "random_bits",
