@@ -6,34 +6,10 @@
 use std::borrow::Cow;
 use std::fmt::Write;
 
-use super::{AnyGrid, Call, Codes, Format, Grid, below_one, goes, threshold};
+use super::coding::{Coding, Specials};
+use super::truncated::Truncated;
+use super::{AnyGrid, Call, Codes, Format, Grid, below_one, goes};
 use crate::error::{Error, Result};
-
-/// What the codes beyond the finite numbers mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Specials {
-    /// Every code is a finite number.
-    None,
-    /// The highest exponent is infinity (mantissa 0) and NaN, as in IEEE 754.
-    Ieee,
-    /// The code of all ones is NaN.
-    Fn,
-    /// The code of negative zero is NaN.
-    Fnuz,
-}
-
-impl Specials {
-    /// What this name of `inf_nan` means.
-    pub fn named(name: &str) -> Result<Self> {
-        match name {
-            "none" => Ok(Specials::None),
-            "ieee" => Ok(Specials::Ieee),
-            "fn" => Ok(Specials::Fn),
-            "fnuz" => Ok(Specials::Fnuz),
-            _ => Err(Error::Unknown { argument: "inf_nan", name: name.into(), known: "none, ieee, fn, fnuz".into() }),
-        }
-    }
-}
 
 /// A sign, fewer than 8 exponent bits and a mantissa. Between the smallest normal number and zero the steps are equal, or
 /// there is nothing. Every step is a normal float32.
@@ -61,72 +37,6 @@ const fn power(k: i32) -> f32 {
 /// 2^23: added to a number from 0 below it, rounds to an integer, ties to even, which is then in the low bits.
 const INTEGERS: f32 = 8_388_608.0;
 const MANTISSA: u32 = 0x7f_ffff;
-const SIGN: u32 = 0x8000_0000;
-
-const UNUSED: u32 = u32::MAX;
-
-/// What the codes of a float mean beyond sign, exponent and mantissa.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Coding {
-    /// -0 keeps the sign of what becomes zero, 0 drops it.
-    zero: f32,
-    /// The sign's place in a code; 0 without a sign.
-    sign: u32,
-    /// The least magnitude that has a sign.
-    least_signed: u32,
-    /// The first code of a normal number.
-    first_normal: u32,
-    /// Bits of a code below `first_normal` that mean something.
-    meaning: u32,
-    /// The highest finite code, without its sign.
-    last: u32,
-    infinity: u32,
-    nan: u32,
-}
-
-impl Coding {
-    const fn new(e: u32, m: u32, specials: Specials, subnormals: bool, signed: bool) -> Self {
-        let top = 1_u32 << (e + m);
-        let last = match specials {
-            Specials::None | Specials::Fnuz => top - 1,
-            Specials::Ieee => top - (1 << m) - 1,
-            Specials::Fn => top - 2,
-        };
-        let both_zeros = signed && !matches!(specials, Specials::Fnuz);
-        Coding {
-            zero: if both_zeros { -0.0 } else { 0.0 },
-            sign: if signed { top } else { 0 },
-            least_signed: if both_zeros { 0 } else { 1 },
-            first_normal: 1 << m,
-            meaning: if subnormals { UNUSED } else { 0 },
-            last,
-            infinity: if matches!(specials, Specials::Ieee) { last + 1 } else { UNUSED },
-            nan: if matches!(specials, Specials::Fnuz) { top } else { UNUSED },
-        }
-    }
-
-    /// The number with the bits of this magnitude and the sign of `t`, which is within the grid.
-    #[inline(always)]
-    fn signed(&self, magnitude: u32, t: f32) -> f32 {
-        f32::from_bits(magnitude | t.to_bits() & SIGN) + self.zero
-    }
-
-    /// The code of this magnitude with the sign of `t`.
-    #[inline(always)]
-    fn code(&self, magnitude: u32, t: f32) -> u32 {
-        let sign = if t.to_bits() >> 31 == 1 { self.sign } else { 0 };
-        magnitude | if magnitude >= self.least_signed { sign } else { 0 }
-    }
-
-    /// The number of a code, of which `finite` is what it would be as a finite magnitude.
-    #[inline(always)]
-    fn number(&self, code: u32, finite: f32) -> f32 {
-        let special = if code & !self.sign == self.infinity { f32::INFINITY } else { f32::NAN };
-        let value = if code & !self.sign > self.last { special } else { finite };
-        let value = f32::from_bits(value.to_bits() | if code & self.sign != 0 { SIGN } else { 0 }) + self.zero;
-        if code == self.nan || value.is_nan() { f32::NAN } else { value }
-    }
-}
 
 impl Minifloat {
     /// A float of `e` exponent and `m` mantissa bits; whether that can be is asked of [`float`].
@@ -250,96 +160,11 @@ impl Codes for Minifloat {
     }
 }
 
-/// The upper part of float32: its exponents, fewer mantissa bits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Truncated {
-    /// Mantissa bits that are dropped.
-    shift: u32,
-    largest: f32,
-    /// Magnitudes below this are zero or this.
-    least: f32,
-    codes: Coding,
-}
-
-impl Truncated {
-    /// With `m` mantissa bits.
-    const fn new(m: u32, subnormals: bool) -> Self {
-        let codes = Coding::new(8, m, Specials::Ieee, subnormals, true);
-        let least = if subnormals { 0.0 } else { f32::MIN_POSITIVE };
-        Truncated { shift: 23 - m, largest: f32::from_bits(codes.last << (23 - m)), least, codes }
-    }
-
-    const fn dropped(&self) -> u32 {
-        (1 << self.shift) - 1
-    }
-
-    #[inline(always)]
-    fn clamp(&self, t: f32) -> f32 {
-        let t = if t > -self.largest { t } else { -self.largest };
-        if t < self.largest { t } else { self.largest }
-    }
-
-    /// The bits of a magnitude, rounded.
-    #[inline(always)]
-    fn near(&self, a: f32) -> u32 {
-        let bits = a.to_bits();
-        let odd = (bits >> self.shift) & u32::from(self.shift > 0);
-        let rounded = (bits + (self.dropped() >> 1) + odd) & !self.dropped();
-        let tiny = if a > self.least * 0.5 { self.least.to_bits() } else { 0 };
-        if a < self.least { tiny } else { rounded }
-    }
-
-    /// The same, stochastically: the dropped bits against as many of the word's.
-    #[inline(always)]
-    fn drawn(&self, t: f32, word: u32) -> u32 {
-        let (a, bits) = (t.abs(), t.to_bits() & !SIGN);
-        let word = word ^ ((t.to_bits() as i32) >> 31) as u32;
-        let away = goes(word, ((bits & self.dropped()) << (31 - self.shift)) as i32);
-        let rounded = (bits & !self.dropped()) + (away & (self.dropped() + 1));
-        // In two steps, since 2^126 times 2^31 is no float32; zero goes nowhere, there or here.
-        let tiny = goes(word, threshold(a * f32::from_bits(253 << 23))) & self.least.to_bits();
-        if a < self.least { tiny } else { rounded }
-    }
-}
-
-impl Grid for Truncated {
-    #[inline(always)]
-    fn nearest(&self, t: f32) -> f32 {
-        let t = self.clamp(t);
-        self.codes.signed(self.near(t.abs()), t)
-    }
-
-    #[inline(always)]
-    fn stochastic(&self, t: f32, word: u32) -> f32 {
-        let t = self.clamp(t);
-        self.codes.signed(self.drawn(t, word), t)
-    }
-
-    fn extremes(&self) -> (f32, f32, f32) {
-        let smallest = if self.least > 0.0 { self.least } else { f32::from_bits(1 << self.shift) };
-        (-self.largest, smallest, self.largest)
-    }
-}
-
-impl Codes for Truncated {
-    #[inline(always)]
-    fn encode(&self, value: f32) -> u32 {
-        self.codes.code((value.to_bits() & !SIGN) >> self.shift, value)
-    }
-
-    #[inline(always)]
-    fn decode(&self, code: u32) -> f32 {
-        let magnitude = code & !self.codes.sign;
-        let meant = if magnitude >= self.codes.first_normal { UNUSED } else { self.codes.meaning };
-        self.codes.number(code, f32::from_bits((magnitude & meant) << self.shift))
-    }
-}
-
 const OCP: &str = "OCP Microscaling Formats v1.0";
 const ML_DTYPES: &str = "ml_dtypes, named there as float8_...";
 
 /// A float as a format: scale 1 unless asked otherwise.
-fn record(name: Cow<'static, str>, bits: u32, grid: impl Into<AnyGrid>, source: &'static str) -> Format {
+pub(super) fn record(name: Cow<'static, str>, bits: u32, grid: impl Into<AnyGrid>, source: &'static str) -> Format {
     let grid = grid.into();
     Format {
         name,
@@ -396,7 +221,6 @@ pub fn formats() -> Vec<Format> {
     record(Cow::Borrowed("fp8_e5m2"), 8, E5M2, OCP),
     named("fp8_e5m2fnuz", 5, 2, Specials::Fnuz, ML_DTYPES),
     named("float16", 5, 10, Specials::Ieee, "IEEE 754-2008 (binary16)"),
-    named("bfloat16", 8, 7, Specials::Ieee, "the upper half of IEEE 754's binary32"),
 ]
 }
 

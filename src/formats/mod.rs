@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 pub use crate::simd::table::Shown;
 
 pub mod blocks;
+pub mod coding;
 
 /// A set of float32 values ("the grid") and how to round to it. Rounding is on `t`, the number in units of its scale.
 pub trait Grid: Copy + Send + Sync {
@@ -196,7 +197,8 @@ macro_rules! registry {
 }
 
 registry! {
-    int: Int, radix4: Radix4, sign: Sign, radix: Radix, table: Table Lookup, minifloat: Minifloat Truncated, fixed: Fixed,
+    int: Int, radix4: Radix4, sign: Sign, radix: Radix, table: Table Lookup, minifloat: Minifloat, truncated: Truncated,
+    fixed: Fixed,
 }
 
 impl AnyGrid {

@@ -10,8 +10,8 @@ use pyo3::types::PyString;
 use super::array::text;
 use crate::error::Result;
 use crate::formats::blocks::{self, ScaleFormat};
-use crate::formats::minifloat::{self, Specials};
-use crate::formats::{Format as Record, all, fixed, int, radix, table};
+use crate::formats::coding::Specials;
+use crate::formats::{Format as Record, all, fixed, int, minifloat, radix, table};
 use crate::scale::Rule;
 
 /// A number format; `get_format` gives one by name, factories such as `float_format` make more.
