@@ -17,9 +17,11 @@ settings.load_profile("lowbit")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Let a test that asks for `name` run for every format of the registry."""
+    """Let a test that asks for `name` run for every format, one that asks for `coded` for every one with codes."""
     if "name" in metafunc.fixturenames:
-        metafunc.parametrize("name", lb.formats())
+        metafunc.parametrize("name", support.FORMATS)
+    if "coded" in metafunc.fixturenames:
+        metafunc.parametrize("coded", support.CODED)
 
 
 @pytest.fixture(autouse=True)

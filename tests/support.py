@@ -27,6 +27,36 @@ LEVELS = {"x86_64": ["portable", "v3", "v4"], "AMD64": ["portable", "v3", "v4"]}
 KEY = lb.Key(1234)
 SIZES = [0, 1, 2, 1023, 1024, 1025, 16383, 16384, 16385, 300007]
 
+#: One or a few of every factory's formats: beside the registered ones they stand for all that can be made.
+EXAMPLES = [
+    "int3",
+    "uint2",
+    "int5_symmetric",
+    "radix(2,3)",
+    "radix(8,3)",
+    "radix(4,3,nozero)",
+    "radix(4,2)",
+    "float(3,4,bias=5)",
+    "float(5,4,fn,ftz)",
+    "float(8,14,ieee)",
+    "cfloat8(4,31)",
+    "cfloat8(5,0)",
+    "cfloat16(shp,15)",
+    "cfloat16(uhp)",
+    "fixed(8,4)",
+    "fixed(12,6,symmetric)",
+    "fixed(8,4,unbounded)",
+    "log(4,0.5,0.05)",
+    "log(8,0.125,0.001)",
+    "bfp(8)",
+    "block(int4_symmetric,e8m0,32)",
+    "table(-1,-0.25,0,0.25,1)",
+]
+FORMATS = lb.formats() + EXAMPLES
+CODED = [name for name in FORMATS if lb.get_format(name).coded]
+#: Every rule that some format has.
+RULES = sorted({rule for name in FORMATS for rule in lb.get_format(name).scale_rules})
+
 levels_tested: set[str] = set()
 not_tested: dict[str, str] = {}
 
@@ -67,12 +97,13 @@ def runs(size: int) -> Iterator[str]:
 
 def check(x: np.ndarray, name: str, **options: Any) -> None:
     """Hold `fake_quantize`, `quantize` and `dequantize` against the reference, bit for bit, in every run."""
-    want = reference.fake_quantize(x, name, **options)
-    try:
-        codes = reference.quantize(x, name, **options)
-        refused = None
-    except ValueError as error:
-        codes, refused = None, re.search(r"spans|(?<=element )\d+", str(error))[0]
+    options = fit(name, **options)
+    want, codes, refused = reference.fake_quantize(x, name, **options), None, "codes"
+    if lb.get_format(name).coded:
+        try:
+            codes = reference.quantize(x, name, **options)
+        except ValueError as error:
+            refused = re.search(r"spans|(?<=element )\d+", str(error))[0]
     key = {"key": options["key"]} if options.get("rounding") == "dither" else {}
     for run in runs(x.size):
         what = f"{name} {x.dtype} {x.shape} {options} {run}"
@@ -83,13 +114,53 @@ def check(x: np.ndarray, name: str, **options: Any) -> None:
             assert re.search(rf"\b{refused}\b", str(caught.value)), f"{what}: {caught.value} does not name {refused}"
             continue
         q = lb.quantize(x, name, **options)
-        assert_same(q.scale, codes.scale, f"scale of {what}")
-        assert (q.offset is None) == (codes.offset is None), what
-        if codes.offset is not None:
-            assert_same(q.offset, codes.offset, f"offset of {what}")
-        assert_same(q.codes, codes.codes, f"codes of {what}")
+        for field in ("scale", "offset", "scale_codes", "tensor_scale", "codes"):
+            got, wanted = getattr(q, field), getattr(codes, field)
+            assert (got is None) == (wanted is None), f"{field} of {what}"
+            if wanted is not None:
+                assert_same(got, wanted, f"{field} of {what}")
         assert_same(q.packed, reference.pack(codes.codes, lb.get_format(name).bits), f"packed of {what}")
         assert_same(lb.dequantize(q, dtype=x.dtype.newbyteorder("="), **key), want, f"dequantize of {what}")
+
+
+def allowed(name: str, scale: Any) -> np.ndarray:
+    """Numbers near these that the format takes as scales, in float32."""
+    scale = np.asarray(scale, np.float32)
+    scale_format = lb.get_format(name).scale_format
+    if scale_format == "e8m0":
+        return np.ldexp(np.float32(1), np.frexp(scale)[1] - 1).astype(np.float32)
+    if scale_format == "e4m3":
+        return np.clip(scale, 2.0**-9, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return scale
+
+
+def fit(name: str, **options: Any) -> dict[str, Any]:
+    """The options nearest to these that the format takes: block formats have a block and a format of scales."""
+    record = lb.get_format(name)
+    if record.scale_format:
+        if options.get("scale") is not None and not isinstance(options["scale"], str):
+            options["scale"] = allowed(name, options["scale"])
+        if options.get("block_size") is not None and record.default_block:
+            options["block_size"] = record.default_block
+    return options
+
+
+def groups(name: str, shape: tuple[int, ...], axis: int | None = None, block_size: int | None = None) -> tuple[int, ...]:
+    """The shape of the scales that a rule of the format gives, by the words of the documentation."""
+    record = lb.get_format(name)
+    if shape and block_size is None and (axis is None or record.scale_format):
+        block_size = record.default_block
+    if record.default_scale == "one" or (axis is None and block_size is None):
+        return (1,) * len(shape)
+    axis = (-1 if axis is None else axis) % len(shape)
+    if block_size is None:
+        return tuple(n if i == axis else 1 for i, n in enumerate(shape))
+    return tuple(-(-n // block_size) if i == axis else n for i, n in enumerate(shape))
+
+
+def saturates(name: str, scale: Any = None) -> bool:
+    """Whether infinities saturate, since the scale does not come from the data."""
+    return (lb.get_format(name).default_scale if scale is None else scale) == "one"
 
 
 def roundings(name: str) -> list[dict[str, Any]]:
@@ -103,7 +174,7 @@ def scalings(name: str) -> list[dict[str, Any]]:
     record = lb.get_format(name)
     rules = [{"scale": rule} for rule in record.scale_rules]
     affine = [{"scale": 0.21, "offset": -1.3}] if record.uniform else []
-    return [{}, *rules, {"scale": 1.0}, {"scale": 0.37}, *affine]
+    return [{}, *rules, {"scale": 1.0}, {"scale": allowed(name, 0.37)}, *affine]
 
 
 def float32(pattern: Any) -> np.ndarray:
@@ -162,12 +233,33 @@ def around(values: Any, ulps: int = 1) -> np.ndarray:
     return np.concatenate([*near, *(-each for each in near)])
 
 
+def values_of(name: str, most: int = 600) -> np.ndarray:
+    """The values of a format, as float64. Of more than `most`: pairs of neighbours everywhere, and all of them near zero
+    and the ends. Of a format without codes: what the reference rounds some numbers to.
+    """
+    record = lb.get_format(name)
+    if not record.coded:
+        end = min(record.max, 2.0**26)
+        some = np.concatenate([np.linspace(-4, 4, 101), end * np.linspace(-1, 1, 21), [record.smallest]])
+        return np.unique(reference.get_format(name).nearest(around(some))).astype(np.float64)
+    values = record.values.astype(np.float64)
+    if values.size <= most:
+        return values
+    pairs, middle = np.linspace(0, values.size - 2, most // 2).astype(int), int(np.searchsorted(values, 0))
+    index = [pairs, pairs + 1, middle + np.arange(-20, 21), np.arange(20), values.size - 1 - np.arange(20)]
+    return values[np.unique(np.clip(np.concatenate(index), 0, values.size - 1))]
+
+
 def critical(name: str) -> np.ndarray:
-    """Every value of a format, every midpoint, and the quarters between, +-2 ulp in t; and what lies outside."""
-    values = lb.get_format(name).values.astype(np.float64)
+    """Every value of a format (see `values_of`), every midpoint, and the quarters between, +-2 ulp in t; and what lies
+    outside.
+    """
+    values = values_of(name)
     between = [values[:-1] + f * np.diff(values) for f in (0.25, 0.5, 0.625, 0.75)]
-    outside = np.array([0, 2.0**-149, 2.0**-126, values.max() * 1.25, values.max() * 2, 1e30, 3.4028235e38, np.inf])
-    return around(np.concatenate([values, *between, outside]).astype(np.float32), 2)
+    with np.errstate(over="ignore"):
+        past = (values.max() * np.array([1.25, 2])).astype(np.float32)
+        outside = np.array([0, 2.0**-149, 2.0**-126, *past, 1e30, 3.4028235e38, np.inf])
+        return around(np.concatenate([values, *between, outside]).astype(np.float32), 2)
 
 
 def on_flushing_thread(call: Callable[[], Any]) -> Any:
