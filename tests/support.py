@@ -145,12 +145,18 @@ def fit(name: str, **options: Any) -> dict[str, Any]:
     return options
 
 
-def groups(name: str, shape: tuple[int, ...], axis: int | None = None, block_size: int | None = None) -> tuple[int, ...]:
+def groups(
+    name: str,
+    shape: tuple[int, ...],
+    axis: int | None = None,
+    block_size: int | None = None,
+    scale: str | None = None,
+) -> tuple[int, ...]:
     """The shape of the scales that a rule of the format gives, by the words of the documentation."""
     record = lb.get_format(name)
     if shape and block_size is None and (axis is None or record.scale_format):
         block_size = record.default_block
-    if record.default_scale == "one" or (axis is None and block_size is None):
+    if saturates(name, scale) or (axis is None and block_size is None):
         return (1,) * len(shape)
     axis = (-1 if axis is None else axis) % len(shape)
     if block_size is None:
@@ -158,8 +164,8 @@ def groups(name: str, shape: tuple[int, ...], axis: int | None = None, block_siz
     return tuple(-(-n // block_size) if i == axis else n for i, n in enumerate(shape))
 
 
-def saturates(name: str, scale: Any = None) -> bool:
-    """Whether infinities saturate, since the scale does not come from the data."""
+def saturates(name: str, scale: str | None = None) -> bool:
+    """Whether the rule looks at no data, so that infinities saturate."""
     return (lb.get_format(name).default_scale if scale is None else scale) == "one"
 
 
@@ -234,8 +240,9 @@ def around(values: Any, ulps: int = 1) -> np.ndarray:
 
 
 def values_of(name: str, most: int = 600) -> np.ndarray:
-    """The values of a format, as float64. Of more than `most`: pairs of neighbours everywhere, and all of them near zero
-    and the ends. Of a format without codes: what the reference rounds some numbers to.
+    """The values of a format, as float64; without codes: what the reference rounds some numbers to.
+
+    Of more than `most`: pairs of neighbours everywhere, and all near zero and the ends.
     """
     record = lb.get_format(name)
     if not record.coded:
@@ -251,9 +258,7 @@ def values_of(name: str, most: int = 600) -> np.ndarray:
 
 
 def critical(name: str) -> np.ndarray:
-    """Every value of a format (see `values_of`), every midpoint, and the quarters between, +-2 ulp in t; and what lies
-    outside.
-    """
+    """Values (see `values_of`), their midpoints and quarters, +-2 ulp in t; and what lies outside."""
     values = values_of(name)
     between = [values[:-1] + f * np.diff(values) for f in (0.25, 0.5, 0.625, 0.75)]
     with np.errstate(over="ignore"):

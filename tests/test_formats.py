@@ -167,38 +167,39 @@ TABLES = ("nf4", "table", "log")
 WHOLE = ("int", "uint", "ternary", "fixed", "bfp", "mxint", "block(int")
 
 
+def nearest_power(name: str, values: list[float], t: float) -> float:
+    """Powers of R: from (1 + R) / (2 R) of a power on to that power (luq4's smallest: from 1/2)."""
+    radix = 2 if name == "luq4" else int(name.removeprefix("radix").removeprefix("(")[0])
+    sizes = [v for v in values if v > 0]
+    ties = [Fraction(size) * Fraction(1 + radix, 2 * radix) for size in sizes]
+    if name == "luq4":
+        ties[0] = Fraction(1, 2)
+    reached = bisect.bisect_right(ties, abs(Fraction(t)))
+    below = sizes[0] if "nozero" in name else 0.0
+    return float(np.copysign(sizes[reached - 1] if reached else below, t))
+
+
 def exact_nearest(name: str, values: list[float], codes: dict[float, int], t: float) -> float:
     """Round by the definition, in exact arithmetic.
 
-    To the nearer neighbour; ties to the even integer, float code or multiple of a step, in tables to the lower value.
-    Powers of R: from (1 + R) / (2 R) of a power on to that power (luq4's smallest: from 1/2). Signs: zero is 1.
+    To the nearer neighbour; ties to the even integer, float code or multiple of a step, in tables to the lower value,
+    signs up.
     """
-    exact = Fraction(t)
-    if name == "sign":
-        return 1.0 if t >= 0 else -1.0
     if name.startswith(("radix", "luq4")):
-        radix = 2 if name == "luq4" else int(name.removeprefix("radix").removeprefix("(")[0])
-        sizes = [v for v in values if v > 0]
-        ties = [Fraction(size) * Fraction(1 + radix, 2 * radix) for size in sizes]
-        if name == "luq4":
-            ties[0] = Fraction(1, 2)
-        reached = bisect.bisect_right(ties, abs(exact))
-        below = sizes[0] if "nozero" in name else 0.0
-        return float(np.copysign(sizes[reached - 1] if reached else below, t))
-    if not values[0] < t < values[-1]:
-        return values[0] if t <= values[0] else values[-1]
-    above = bisect.bisect_left(values, t)
+        return nearest_power(name, values, t)
+    t = min(max(t, values[0]), values[-1])
+    exact = Fraction(t)
+    above = max(bisect.bisect_left(values, t), 1)
     low, high = values[above - 1], values[above]
-    if high == t:
-        return high
     down, up = exact - Fraction(low), Fraction(high) - exact
     if down != up:
         return low if down < up else high
-    if name.startswith(TABLES):
-        return low
+    is_low = codes[low] % 2 == 0
     if name.startswith(WHOLE):
-        return low if Fraction(low) / (Fraction(high) - Fraction(low)) % 2 == 0 else high
-    return low if codes[low] % 2 == 0 else high
+        is_low = Fraction(low) / (Fraction(high) - Fraction(low)) % 2 == 0
+    if name.startswith((*TABLES, "sign")):
+        is_low = name != "sign"
+    return low if is_low else high
 
 
 def test_nearest_is_exact_at_every_value_and_midpoint(coded: str) -> None:

@@ -20,7 +20,6 @@ from support import (
     FORMATS,
     KEY,
     SIZES,
-    allowed,
     assert_same,
     cast,
     check,
