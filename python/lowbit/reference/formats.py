@@ -88,8 +88,11 @@ class Grid:
 
 
 def below(words: NDArray[np.uint32], q: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Whether a word's 31 high bits are below the first 31 binary digits of the chance `q` (all ones for q = 1)."""
-    digits = np.minimum(np.trunc(q.astype(np.float64) * 2.0**31), 2.0**31 - 1)
+    """Whether a word's 31 high bits are below the first 31 binary digits of the chance `q`.
+
+    What rounding has made a chance of 1 counts as the largest float32 below it.
+    """
+    digits = np.trunc(np.minimum(q, np.float32(1 - 2.0**-24)).astype(np.float64) * 2.0**31)
     return (words >> np.uint32(1)).astype(np.float64) < digits
 
 

@@ -41,6 +41,8 @@ def minifloat(name: str, e: int, m: int, bias: int | None = None, inf_nan: str =
         bias = 2 ** (e - 1) - (inf_nan != "fnuz")
     if not (1 <= e <= 8 and 0 <= m <= 23):
         raise ValueError(f"{e} exponent and {m} mantissa bits are not 1 to 8 and 0 to 23")
+    if e < 8 and bias < -103:
+        raise ValueError(f"bias: {bias} is below -103")
     if (e == 8) != (inf_nan == "ieee" and bias == 127) or (e < 8 and (2**e - 1 - bias > 127 or bias + m > 127)):
         raise ValueError(f"{name} does not fit float32")
     return Minifloat(
@@ -78,7 +80,7 @@ def _registry() -> dict[str, Grid]:
         name="ternary", bits=2, lowest=-1, highest=1, sawb=(2.6, 1.71, 1.0), default_scale="mean",
         scale_rules=("amax", "minmax", "sawb", "mean", "twn"),
     )  # fmt: skip
-    first: list[Grid] = [
+    made: list[Grid] = [
         integer("int4", 4),
         integer("int4_symmetric", 4, symmetric=True),
         integer("uint4", 4, is_signed=False),
@@ -104,7 +106,7 @@ def _registry() -> dict[str, Grid]:
         minifloat("float16", 5, 10, None, "ieee"),
         minifloat("bfloat16", 8, 7, None, "ieee"),
     ]
-    known = {grid.name: grid for grid in first}
+    known = {grid.name: grid for grid in made}
     int8 = Fixed(name="fixed(8,6,symmetric)", bits=8, fraction_bits=6, symmetric=True)
     for name, element in (
         ("mxfp4", known["fp4_e2m1"]),
@@ -116,7 +118,9 @@ def _registry() -> dict[str, Grid]:
     ):
         known[name] = block(name, element, "e8m0", 32)
     known["nvfp4"] = block("nvfp4", known["fp4_e2m1"], "e4m3", 16)
-    return known
+    # Those of four bits come first.
+    first = "int4 int4_symmetric uint4 radix4 radix4_odd luq4 nf4 fp4_e2m1 mxfp4 nvfp4"
+    return {name: known[name] for name in (*first.split(), *known)}
 
 
 def _split(text: str) -> list[str]:
