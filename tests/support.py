@@ -53,6 +53,13 @@ EXAMPLES = [
     "table(-1,-0.25,0,0.25,1)",
 ]
 FORMATS = lb.formats() + EXAMPLES
+
+
+def slug(name: str) -> str:
+    """The name of a format as a part of a file's name."""
+    return name.replace("(", "-").replace(",", "_").removesuffix(")")
+
+
 CODED = [name for name in FORMATS if lb.get_format(name).coded]
 #: Every rule that some format has.
 RULES = sorted({rule for name in FORMATS for rule in lb.get_format(name).scale_rules})

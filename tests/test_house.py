@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import lowbit as lb
+from lowbit import reference
+from support import EXAMPLES, FORMATS, slug
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,8 +88,13 @@ def test_reference_is_a_second_opinion() -> None:
 
 def readme_row(fmt: lb.Format) -> str:
     """Write a format's row of the README's table from the registry."""
-    values = f"{len(fmt.values)} from {fmt.values[0]:g} to {fmt.max:g}, smallest {fmt.smallest:g}"
-    return f"| `{fmt.name}` | {fmt.bits} | {values} | {', '.join(fmt.scale_rules)} | {fmt.source} |"
+    values = f"{len(fmt.values)} from {fmt.values[0]:g} to {fmt.max:g}" if fmt.coded else f"to {fmt.max:g}, no codes"
+    values += f", smallest {fmt.smallest:g}"
+    blocks = f"blocks of {fmt.default_block}" if fmt.default_block else ""
+    blocks += f", {fmt.scale_format.upper()} scales" if fmt.scale_format else ""
+    rules = sorted(fmt.scale_rules, key=lambda rule: rule != fmt.default_scale)
+    values = "; ".join(filter(None, [values, blocks.removeprefix(", ")]))
+    return f"| `{fmt.name}` | {fmt.bits} | {values} | {', '.join(rules)} | {fmt.source} |"
 
 
 def test_every_list_names_the_same_formats() -> None:
@@ -97,11 +104,12 @@ def test_every_list_names_the_same_formats() -> None:
     )
     assert typed is not None
     assert re.findall(r'"(\w+)"', typed[1]) == names
-    rows = re.findall(r"^\| `\w+` \|.*$", (ROOT / "README.md").read_text(), re.M)
-    assert rows == [readme_row(lb.get_format(name)) for name in names], "the README's table of formats"
+    rows = re.findall(r"^\| `[\w(),.-]+` \| \d+ \|.*$", (ROOT / "README.md").read_text(), re.M)
+    assert rows == [readme_row(lb.get_format(name)) for name in names + EXAMPLES], "the README's two tables of formats"
+    assert list(reference.FORMATS) == names
     golden = {path.stem.removeprefix("quantize-v1-") for path in (ROOT / "tests/golden").glob("quantize-v1-*.json")}
-    assert golden == set(names), "golden files"
-    for name in names:
+    assert golden == {slug(name) for name in FORMATS}, "golden files"
+    for name in FORMATS:
         assert lb.get_format(name).name == name
 
 

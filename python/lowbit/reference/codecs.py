@@ -90,7 +90,7 @@ class Packed(Elementwise):
         if not is_finite(x):
             nothing = floats(np.full(scale.size, np.nan))
             if isinstance(grid, BlockFormat):
-                nothing = bytes([255] * scale.size) if tensor is None else floats(np.nan) + bytes(scale.size)
+                nothing = (b"" if tensor is None else floats(np.nan)) + bytes([255] * scale.size)
             return nothing + pack(np.zeros(x.size, np.uint8), grid.bits).tobytes()
         t = np.asarray(x * spread(F(1) / (scale if encode is None else encode), x.shape, *groups), F)
         if self.rounding == "stochastic":
