@@ -63,7 +63,7 @@ def test_long_double(call: Any) -> None:
 @pytest.mark.parametrize("call", CALLS)
 def test_unknown_names_list_the_known(call: Any) -> None:
     x = normal(4)
-    message = refused(lb.Error, "format", call, x, "int1")
+    message = refused(lb.Error, "format", call, x, "int_4")
     assert all(name in message for name in lb.formats())
     message = refused(lb.Error, "scale", call, x, "int4", scale="absmax")
     assert all(rule in message for rule in ("amax", "minmax", "sawb"))
@@ -76,7 +76,7 @@ def test_unknown_names_list_the_known(call: Any) -> None:
 
 
 def test_get_format() -> None:
-    message = refused(lb.Error, "int1", lb.get_format, "int1")
+    message = refused(lb.Error, "int_4", lb.get_format, "int_4")
     assert all(name in message for name in lb.formats())
     refused(TypeError, "name", lb.get_format, 4)
 

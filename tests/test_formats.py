@@ -46,7 +46,7 @@ def test_values_are_those_of_the_specification(listed: str) -> None:
 def test_record(name: str) -> None:
     record = lb.get_format(name)
     assert record.name == str(record) == name
-    assert repr(record) == f"lowbit.get_format({name!r})"
+    assert eval(repr(record), {"lowbit": lb}) == record
     assert lb.get_format(record) == record
     assert record == lb.get_format(name)
     assert hash(record) == hash(lb.get_format(name))
@@ -58,7 +58,7 @@ def test_record(name: str) -> None:
     assert record.max >= record.smallest
     if not record.coded:
         for field in ("values", "decode_table"):
-            with pytest.raises(lb.Error, match="codes"):
+            with pytest.raises(lb.Error, match="coded|codes"):
                 getattr(record, field)
         return
     values = record.values

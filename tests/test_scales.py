@@ -37,7 +37,7 @@ def test_who_has_which_rules() -> None:
         ("sign", "amax mean", "mean"),
         ("luq4", "amax", "amax"),
         ("radix(8,3)", "amax", "amax"),
-        ("nf4", "one amax", "amax"),
+        ("nf4", "amax", "amax"),
         ("fp4_e2m1", "one amax", "one"),
         ("float16", "one amax", "one"),
         ("cfloat8(4,31)", "one amax bias", "one"),

@@ -92,7 +92,7 @@ def _registry() -> dict[str, Grid]:
         ternary,
         Sign(name="sign", bits=1, scale_rules=("amax", "mean"), default_scale="mean"),
         Radix(name="luq4", bits=4, radix=2, shift=1, half_underflow=True),
-        Table(name="nf4", bits=4, levels=_NF4, scale_rules=("one", "amax"), default_block=64),
+        Table(name="nf4", bits=4, levels=_NF4, default_block=64),
         minifloat("fp4_e2m1", 2, 1),
         minifloat("fp6_e2m3", 2, 3),
         minifloat("fp6_e3m2", 3, 2),
