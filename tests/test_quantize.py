@@ -241,7 +241,7 @@ def test_fields_of_the_result(coded: str) -> None:
 def test_formats_without_codes_say_so() -> None:
     for name in sorted(set(FORMATS) - set(CODED)):
         for call in (lb.quantize, lambda x, name: lb.quantize(x, lb.get_format(name))):
-            with pytest.raises(lb.Error, match="codes|coded"):
+            with pytest.raises(lb.Error, match=r"codes|coded"):
                 call(normal(4), name)
 
 
