@@ -186,7 +186,7 @@ def test_scales_of_any_layout() -> None:
         ("offset", np.inf, lb.Error),
         ("offset", np.ones(3), lb.Error),
         ("tensor_scale", 2, lb.Error),
-        ("format", "int1", lb.Error),
+        ("format", "int_4", lb.Error),
         ("format", "float(8,14,ieee)", lb.Error),
         ("format", 4, TypeError),
         ("shape", (-1, 4), lb.Error),
