@@ -17,6 +17,7 @@ import numpy as np
 
 import lowbit as lb
 from lowbit import reference
+from support import CODED, FORMATS, slug
 
 GOLDEN = Path(__file__).parent / "golden"
 KEY = lb.Key(1234).fold("golden")
@@ -31,13 +32,15 @@ def numbers() -> np.ndarray:
 
 def options(name: str) -> list[dict[str, Any]]:
     """Every kind of scale, group and rounding, as JSON can hold them."""
-    grid = reference.FORMATS[name]
+    grid = reference.get_format(name)
     scalings: list[dict[str, Any]] = [{"scale": rule} for rule in grid.scale_rules] + [{"scale": 0.25}]
     roundings: list[dict[str, Any]] = [{"rounding": "nearest"}, {"rounding": "stochastic"}]
     if grid.uniform:
         scalings.append({"scale": 0.25, "offset": -1.5})
         roundings.append({"rounding": "dither"})
     groups: list[dict[str, Any]] = [{}, {"axis": 0}, {"block_size": 5}, {"block_size": 3, "axis": 0}]
+    if grid.scale_format and grid.default_block:
+        groups = groups[:2]
     return [scaling | group | rounding for scaling in scalings for group in groups for rounding in roundings]
 
 
@@ -73,13 +76,19 @@ def stream() -> str:
 
 
 def quantize(name: str) -> str:
-    """Packed codes, scales and offsets of `numbers`, as hexadecimal little-endian bytes."""
-    x, cases = numbers(), []
+    """Packed codes, scales and offsets of `numbers`, as hexadecimal little-endian bytes; without codes the result."""
+    x, cases, grid = numbers(), [], reference.get_format(name)
     for case in options(name):
+        if not grid.coded:
+            y = reference.fake_quantize(x, name, **with_key(case))
+            cases.append(json.dumps({"options": case, "rounded": y.astype("<f4").tobytes().hex()}))
+            continue
         q = reference.quantize(x, name, **with_key(case))
         offset = None if q.offset is None else q.offset.astype("<f4").tobytes().hex()
-        record = {"options": case, "packed": reference.pack(q.codes, reference.FORMATS[name].bits).tobytes().hex()}
+        record = {"options": case, "packed": reference.pack(q.codes, grid.bits).tobytes().hex()}
         record |= {"scale": q.scale.astype("<f4").tobytes().hex(), "offset": offset}
+        if q.tensor_scale is not None:
+            record["tensor_scale"] = float(q.tensor_scale).hex()
         cases.append(json.dumps(record))
     head = json.dumps({"format": name, "shape": x.shape, "x": x.astype("<f4").tobytes().hex()})[:-1]
     return head + ', "cases": [\n' + ",\n".join(cases) + "\n]}\n"
@@ -108,6 +117,8 @@ CODECS: dict[str, Any] = {
     "driveplus": lb.DrivePlus(),
     "quicfl": lb.QuicFl(2),
     "summable": lb.Summable(3),
+    "packed-nvfp4": lb.Packed("nvfp4"),
+    "packed-float": lb.Packed("float(4,3,bias=11)", rounding="stochastic"),
 }
 SENDER = 11
 
@@ -140,8 +151,8 @@ def message(x: Any, codec: Any) -> str:
 def main() -> None:
     """Write what is missing."""
     wanted: dict[str, Callable[[], str]] = {"stream-v1.json": stream}
-    wanted |= {f"quantize-v1-{name}.json": partial(quantize, name) for name in lb.formats()}
-    wanted |= {f"container-v1-{name}.hex": partial(container, name) for name in lb.formats()}
+    wanted |= {f"quantize-v1-{slug(name)}.json": partial(quantize, name) for name in FORMATS}
+    wanted |= {f"container-v1-{slug(name)}.hex": partial(container, name) for name in CODED}
     wanted |= {f"message-v1-{name}.hex": partial(message, numbers(), codec) for name, codec in CODECS.items()}
     wanted["message-v1-mapping.hex"] = partial(message, arrays(), lb.Drive())
     GOLDEN.mkdir(exist_ok=True)

@@ -53,6 +53,13 @@ EXAMPLES = [
     "table(-1,-0.25,0,0.25,1)",
 ]
 FORMATS = lb.formats() + EXAMPLES
+
+
+def slug(name: str) -> str:
+    """The name of a format as a part of a file's name."""
+    return name.replace("(", "-").replace(",", "_").removesuffix(")")
+
+
 CODED = [name for name in FORMATS if lb.get_format(name).coded]
 #: Every rule that some format has.
 RULES = sorted({rule for name in FORMATS for rule in lb.get_format(name).scale_rules})
@@ -97,12 +104,13 @@ def runs(size: int) -> Iterator[str]:
 
 def check(x: np.ndarray, name: str, **options: Any) -> None:
     """Hold `fake_quantize`, `quantize` and `dequantize` against the reference, bit for bit, in every run."""
-    want = reference.fake_quantize(x, name, **options)
-    try:
-        codes = reference.quantize(x, name, **options)
-        refused = None
-    except ValueError as error:
-        codes, refused = None, re.search(r"spans|(?<=element )\d+", str(error))[0]
+    options = fit(name, **options)
+    want, codes, refused = reference.fake_quantize(x, name, **options), None, "codes|coded"
+    if lb.get_format(name).coded:
+        try:
+            codes = reference.quantize(x, name, **options)
+        except ValueError as error:
+            refused = re.search(r"spans|(?<=element )\d+", str(error))[0]
     key = {"key": options["key"]} if options.get("rounding") == "dither" else {}
     for run in runs(x.size):
         what = f"{name} {x.dtype} {x.shape} {options} {run}"
@@ -110,16 +118,62 @@ def check(x: np.ndarray, name: str, **options: Any) -> None:
         if codes is None:
             with pytest.raises(lb.Error) as caught:
                 lb.quantize(x, name, **options)
-            assert re.search(rf"\b{refused}\b", str(caught.value)), f"{what}: {caught.value} does not name {refused}"
+            assert re.search(rf"\b({refused})\b", str(caught.value)), f"{what}: {caught.value} does not name {refused}"
             continue
         q = lb.quantize(x, name, **options)
-        assert_same(q.scale, codes.scale, f"scale of {what}")
-        assert (q.offset is None) == (codes.offset is None), what
-        if codes.offset is not None:
-            assert_same(q.offset, codes.offset, f"offset of {what}")
-        assert_same(q.codes, codes.codes, f"codes of {what}")
+        for field in ("scale", "offset", "scale_codes", "tensor_scale", "codes"):
+            got, wanted = getattr(q, field), getattr(codes, field)
+            assert (got is None) == (wanted is None), f"{field} of {what}"
+            if wanted is not None:
+                assert_same(got, wanted, f"{field} of {what}")
         assert_same(q.packed, reference.pack(codes.codes, lb.get_format(name).bits), f"packed of {what}")
         assert_same(lb.dequantize(q, dtype=x.dtype.newbyteorder("="), **key), want, f"dequantize of {what}")
+
+
+def allowed(name: str, scale: Any) -> np.ndarray:
+    """Numbers near these that the format takes as scales, in float32."""
+    scale = np.asarray(scale, np.float32)
+    scale_format = lb.get_format(name).scale_format
+    if scale_format == "e8m0":
+        return np.ldexp(np.float32(1), np.frexp(scale)[1] - 1).astype(np.float32)
+    if scale_format == "e4m3":
+        return np.clip(scale, 2.0**-9, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return scale
+
+
+def fit(name: str, **options: Any) -> dict[str, Any]:
+    """The options nearest to these that the format takes: block formats have a block and a format of scales."""
+    record = lb.get_format(name)
+    if record.scale_format:
+        if options.get("scale") is not None and not isinstance(options["scale"], str):
+            options["scale"] = allowed(name, options["scale"])
+        if options.get("block_size") is not None and record.default_block:
+            options["block_size"] = record.default_block
+    return options
+
+
+def groups(
+    name: str,
+    shape: tuple[int, ...],
+    axis: int | None = None,
+    block_size: int | None = None,
+    scale: str | None = None,
+) -> tuple[int, ...]:
+    """The shape of the scales that a rule of the format gives, by the words of the documentation."""
+    record = lb.get_format(name)
+    if shape and block_size is None and (axis is None or record.scale_format):
+        block_size = record.default_block
+    if saturates(name, scale) or (axis is None and block_size is None):
+        return (1,) * len(shape)
+    axis = (-1 if axis is None else axis) % len(shape)
+    if block_size is None:
+        return tuple(n if i == axis else 1 for i, n in enumerate(shape))
+    return tuple(-(-n // block_size) if i == axis else n for i, n in enumerate(shape))
+
+
+def saturates(name: str, scale: str | None = None) -> bool:
+    """Whether the rule looks at no data, so that infinities saturate."""
+    return (lb.get_format(name).default_scale if scale is None else scale) == "one"
 
 
 def roundings(name: str) -> list[dict[str, Any]]:
@@ -133,7 +187,7 @@ def scalings(name: str) -> list[dict[str, Any]]:
     record = lb.get_format(name)
     rules = [{"scale": rule} for rule in record.scale_rules]
     affine = [{"scale": 0.21, "offset": -1.3}] if record.uniform else []
-    return [{}, *rules, {"scale": 1.0}, {"scale": 0.37}, *affine]
+    return [{}, *rules, {"scale": 1.0}, {"scale": allowed(name, 0.37)}, *affine]
 
 
 def float32(pattern: Any) -> np.ndarray:
@@ -192,12 +246,32 @@ def around(values: Any, ulps: int = 1) -> np.ndarray:
     return np.concatenate([*near, *(-each for each in near)])
 
 
+def values_of(name: str, most: int = 600) -> np.ndarray:
+    """The values of a format, as float64; without codes: what the reference rounds some numbers to.
+
+    Of more than `most`: pairs of neighbours everywhere, and all near zero and the ends.
+    """
+    record = lb.get_format(name)
+    if not record.coded:
+        end = min(record.max, 2.0**26)
+        some = np.concatenate([np.linspace(-4, 4, 101), end * np.linspace(-1, 1, 21), [record.smallest]])
+        return np.unique(reference.get_format(name).nearest(around(some))).astype(np.float64)
+    values = record.values.astype(np.float64)
+    if values.size <= most:
+        return values
+    pairs, middle = np.linspace(0, values.size - 2, most // 2).astype(int), int(np.searchsorted(values, 0))
+    index = [pairs, pairs + 1, middle + np.arange(-20, 21), np.arange(20), values.size - 1 - np.arange(20)]
+    return values[np.unique(np.clip(np.concatenate(index), 0, values.size - 1))]
+
+
 def critical(name: str) -> np.ndarray:
-    """Every value of a format, every midpoint, and the quarters between, +-2 ulp in t; and what lies outside."""
-    values = lb.get_format(name).values.astype(np.float64)
+    """Values (see `values_of`), their midpoints and quarters, +-2 ulp in t; and what lies outside."""
+    values = values_of(name)
     between = [values[:-1] + f * np.diff(values) for f in (0.25, 0.5, 0.625, 0.75)]
-    outside = np.array([0, 2.0**-149, 2.0**-126, values.max() * 1.25, values.max() * 2, 1e30, 3.4028235e38, np.inf])
-    return around(np.concatenate([values, *between, outside]).astype(np.float32), 2)
+    with np.errstate(over="ignore"):
+        past = (values.max() * np.array([1.25, 2])).astype(np.float32)
+        outside = np.array([0, 2.0**-149, 2.0**-126, *past, 1e30, 3.4028235e38, np.inf])
+        return around(np.concatenate([values, *between, outside]).astype(np.float32), 2)
 
 
 def on_flushing_thread(call: Callable[[], Any]) -> Any:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import lowbit as lb
-from support import BFLOAT16, KEY, assert_same, normal, roundings, scalings
+from support import BFLOAT16, CODED, KEY, assert_same, fit, normal, roundings, scalings
 
 
 def assert_equal(got: lb.Quantized, want: lb.Quantized) -> None:
@@ -31,6 +31,9 @@ def assert_equal(got: lb.Quantized, want: lb.Quantized) -> None:
     assert (got.offset is None) == (want.offset is None)
     if want.offset is not None:
         assert_same(got.offset, want.offset)
+    assert (got.scale_codes is None) == (want.scale_codes is None)
+    if want.scale_codes is not None:
+        assert_same(got.scale_codes, want.scale_codes)
     for field in ("shape", "axis", "block_size", "key_id", "size", "ndim", "nbytes", "tensor_scale"):
         assert getattr(got, field) == getattr(want, field), field
 
@@ -42,13 +45,13 @@ def examples(name: str) -> list[lb.Quantized]:
     shaped = [{"axis": 0}, {"axis": 1}, {"block_size": 5}, {"block_size": 2, "axis": 0}, {"scale": np.ones((5, 1))}]
     return [
         *plain,
-        *(lb.quantize(x, name, **options) for options in shaped),
+        *(lb.quantize(x, name, **fit(name, **options)) for options in shaped),
         *(lb.quantize(x, name, **options) for options in scalings(name)),
     ]
 
 
-def test_bytes_come_back(name: str) -> None:
-    for q in examples(name):
+def test_bytes_come_back(coded: str) -> None:
+    for q in examples(coded):
         data = q.to_bytes()
         assert isinstance(data, bytes)
         assert len(data) % 16 == 0 or len(data) > q.nbytes
@@ -57,8 +60,8 @@ def test_bytes_come_back(name: str) -> None:
         assert lb.Quantized.from_bytes(data).to_bytes() == data
 
 
-def test_pickles_and_copies(name: str) -> None:
-    for q in examples(name):
+def test_pickles_and_copies(coded: str) -> None:
+    for q in examples(coded):
         for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
             assert_equal(pickle.loads(pickle.dumps(q, protocol)), q)
         assert_equal(copy.copy(q), q)
@@ -73,8 +76,8 @@ def test_the_key_does_not_travel() -> None:
     assert_same(lb.dequantize(back, key=KEY), lb.dequantize(q, key=KEY))
 
 
-def test_equality(name: str) -> None:
-    x = normal(24).reshape(4, 6)
+def test_equality(coded: str) -> None:
+    x, name = normal(24).reshape(4, 6), coded
     q = lb.quantize(x, name)
     assert q == lb.quantize(x, name)
     others = [
@@ -82,7 +85,7 @@ def test_equality(name: str) -> None:
         lb.quantize(x, name, scale=0.125),
         lb.quantize(x.reshape(6, 4), name),
         lb.quantize(x, name, axis=0),
-        lb.quantize(x, name, block_size=3),
+        lb.quantize(x, name, **fit(name, block_size=3, axis=0)),
         lb.quantize(x, next(other for other in lb.formats() if other != name)),
         "something else",
         None,
@@ -103,14 +106,16 @@ def test_an_array_is_never_equal() -> None:
             sum_()
 
 
-def test_its_memory_is_read_only(name: str) -> None:
-    out = np.zeros(12, np.uint8)
-    made = [lb.quantize(normal(24), name, out=out), lb.quantize(normal(24), name, scale=np.ones(24, np.float32))]
+def test_its_memory_is_read_only(coded: str) -> None:
+    name, record = coded, lb.get_format(coded)
+    out = np.zeros(3 * record.bits, np.uint8)
+    ones = np.ones(1 if record.default_block else 24, np.float32)
+    made = [lb.quantize(normal(24), name, out=out), lb.quantize(normal(24), name, scale=ones)]
     made += [lb.Quantized.from_bytes(q.to_bytes()) for q in made] + [lb.Quantized(*parts(q).values()) for q in made]
     if lb.get_format(name).uniform:
         made.append(lb.quantize(normal(24), name, scale="minmax"))
     for q in made:
-        for field in (q.packed, q.scale, *([] if q.offset is None else [q.offset])):
+        for field in (each for each in (q.packed, q.scale, q.offset, q.scale_codes) if each is not None):
             assert not field.flags.writeable
             with pytest.raises(ValueError, match="read-only"):
                 field[...] = 0
@@ -127,10 +132,12 @@ def parts(q: lb.Quantized) -> dict[str, Any]:
     return {name: getattr(q, name) for name in names}
 
 
-def test_the_constructor_makes_what_quantize_makes(name: str) -> None:
-    for q in examples(name):
+def test_the_constructor_makes_what_quantize_makes(coded: str) -> None:
+    for q in examples(coded):
         assert_equal(lb.Quantized(**parts(q)), q)
-        own = dict(parts(q), format=name, shape=[np.int64(length) for length in q.shape])
+        if q.scale_codes is not None:
+            assert_equal(lb.Quantized(**dict(parts(q), scale=q.scale_codes)), q)
+        own = dict(parts(q), format=coded, shape=[np.int64(length) for length in q.shape])
         if q.axis is not None:
             own["axis"] = q.axis - q.ndim
         own["packed"] = np.repeat(q.packed, 2)[::2]
@@ -179,7 +186,8 @@ def test_scales_of_any_layout() -> None:
         ("offset", np.inf, lb.Error),
         ("offset", np.ones(3), lb.Error),
         ("tensor_scale", 2, lb.Error),
-        ("format", "int5", lb.Error),
+        ("format", "int_4", lb.Error),
+        ("format", "float(8,14,ieee)", lb.Error),
         ("format", 4, TypeError),
         ("shape", (-1, 4), lb.Error),
         ("shape", (3, True), TypeError),
@@ -210,6 +218,32 @@ def test_only_equal_steps_have_offsets_and_dither() -> None:
     odd = parts(lb.quantize(normal(3), "int4"))
     with pytest.raises(lb.Error, match="packed"):
         lb.Quantized(**dict(odd, packed=odd["packed"] | np.uint8(0xF0)))
+
+
+def test_fields_of_block_formats_that_are_wrong() -> None:
+    mx, nv = (parts(lb.quantize(normal(64), name)) for name in ("mxfp4", "nvfp4"))
+    codes = np.zeros(2, np.uint8)
+    for good, field, bad in [
+        (mx, "scale", np.float32([1, 3])),
+        (mx, "scale", codes + np.uint8(255)),
+        (mx, "scale", codes[:1].repeat(3)),
+        (mx, "tensor_scale", 1.0),
+        (mx, "offset", np.zeros(2)),
+        (mx, "block_size", 16),
+        (nv, "scale", np.float32([1, 1, 1, 0.3])),
+        (nv, "scale", np.zeros(4, np.uint8)),
+        (nv, "scale", np.full(4, 0x7F, np.uint8)),
+        (nv, "scale", np.full(4, 0x88, np.uint8)),
+        (nv, "tensor_scale", None),
+        (nv, "tensor_scale", 0.0),
+        (nv, "tensor_scale", np.nan),
+        (nv, "tensor_scale", 2.0**118),
+        (nv, "block_size", 32),
+    ]:
+        with pytest.raises(lb.Error, match=field):
+            lb.Quantized(**dict(good, **{field: bad}))
+    with pytest.raises(TypeError, match="tensor_scale"):
+        lb.Quantized(**dict(nv, tensor_scale="1"))
 
 
 def test_bytes_take_no_second_copy_of_the_scales() -> None:
@@ -246,15 +280,16 @@ def test_bytes_while_the_memory_is_written() -> None:
     assert not failures
 
 
-def test_repr_tells_what_it_is(name: str) -> None:
-    text = repr(lb.quantize(normal(24).reshape(4, 6), name, block_size=3))
-    for part in (name, "4, 6", "3"):
+def test_repr_tells_what_it_is(coded: str) -> None:
+    options = fit(coded, block_size=3)
+    text = repr(lb.quantize(normal(24).reshape(4, 6), coded, **options))
+    for part in (coded, "4, 6", f"block_size={options['block_size']}"):
         assert part in text
     assert len(text) < 300
 
 
-def test_asarray(name: str) -> None:
-    q = lb.quantize(normal(24).reshape(4, 6), name)
+def test_asarray(coded: str) -> None:
+    q = lb.quantize(normal(24).reshape(4, 6), coded)
     assert_same(np.asarray(q), lb.dequantize(q))
     assert_same(np.asarray(q, np.float64), lb.dequantize(q, dtype=np.float64))
     assert_same(np.array(q), lb.dequantize(q))
@@ -268,18 +303,18 @@ def damaged(name: str) -> list[bytes]:
     options: list[dict[str, Any]] = [{}, {"block_size": 2}]
     if lb.get_format(name).uniform:
         options += [{"rounding": "dither", "key": KEY}, {"scale": 0.5, "offset": -1.0, "axis": 0}]
-    return [lb.quantize(x, name, **each).to_bytes() for each in options]
+    return [lb.quantize(x, name, **fit(name, **each)).to_bytes() for each in options]
 
 
-def test_truncation_at_every_byte(name: str) -> None:
-    for data in damaged(name):
+def test_truncation_at_every_byte(coded: str) -> None:
+    for data in damaged(coded):
         for end in range(len(data)):
             with pytest.raises(lb.DecodeError):
                 lb.Quantized.from_bytes(data[:end])
 
 
-def test_every_bit_flip(name: str) -> None:
-    for data in damaged(name):
+def test_every_bit_flip(coded: str) -> None:
+    for data in damaged(coded):
         for bit in range(8 * len(data)):
             spoilt = bytearray(data)
             spoilt[bit // 8] ^= 1 << bit % 8
@@ -287,8 +322,8 @@ def test_every_bit_flip(name: str) -> None:
                 lb.Quantized.from_bytes(bytes(spoilt))
 
 
-def test_more_than_the_message(name: str) -> None:
-    for data in damaged(name):
+def test_more_than_the_message(coded: str) -> None:
+    for data in damaged(coded):
         for extra in (b"\0", b"\0" * 16, data):
             with pytest.raises(lb.DecodeError):
                 lb.Quantized.from_bytes(data + extra)
@@ -327,7 +362,7 @@ def test_what_is_no_bytes() -> None:
 
 def test_files_come_back(tmp_path: Path) -> None:
     path = tmp_path / "tensors.safetensors"
-    tensors: dict[str, Any] = {f"{name}/{i}": q for name in lb.formats() for i, q in enumerate(examples(name))}
+    tensors: dict[str, Any] = {f"{name}/{i}": q for name in CODED for i, q in enumerate(examples(name))}
     tensors |= {"plain": normal(10).reshape(2, 5), "counts": np.arange(4), "half": np.ones(3, np.float16)}
     for where in (path, str(path)):
         lb.save(where, tensors)

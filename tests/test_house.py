@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import lowbit as lb
-from support import EXAMPLES
+from lowbit import reference
+from support import EXAMPLES, FORMATS, slug
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -117,9 +118,10 @@ def test_every_list_names_the_same_formats() -> None:
     )
     assert typed is not None
     assert re.findall(r'"(\w+)"', typed[1]) == names
+    assert list(reference.FORMATS) == names
     golden = {path.stem.removeprefix("quantize-v1-") for path in (ROOT / "tests/golden").glob("quantize-v1-*.json")}
-    assert golden == set(names), "golden files"
-    for name in names:
+    assert golden == {slug(name) for name in FORMATS}, "golden files"
+    for name in FORMATS:
         assert lb.get_format(name).name == name
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 import lowbit as lb
 from lowbit import reference
-from support import SIZES, assert_same, runs
+from support import SIZES, assert_same, normal, runs
 
 
 def codes_of(bits: int, n: int) -> np.ndarray:
@@ -57,8 +59,8 @@ def test_layouts() -> None:
     assert_same(lb.unpack(np.repeat(packed, 2)[::2], 4, 600), codes.ravel())
 
 
-def test_quantize_packs_its_codes(name: str) -> None:
-    bits = lb.get_format(name).bits
+def test_quantize_packs_its_codes(coded: str) -> None:
+    name, bits = coded, lb.get_format(coded).bits
     for n in (0, 1, 2, 3, 1023, 16385):
         q = lb.quantize(np.random.default_rng(n).standard_normal(n), name)
         assert_same(q.packed, reference.pack(q.codes, bits))
@@ -72,6 +74,48 @@ def test_a_code_that_does_not_fit_is_named(bits: int, at: int) -> None:
     for _ in runs(codes.size):
         with pytest.raises(lb.Error, match=rf"codes.*\b{at}\b"):
             lb.pack(codes, bits)
+
+
+def test_five_trits_a_byte() -> None:
+    """The first is the lowest digit in base 3; 1.6 bits for log2(3) = 1.585."""
+    for n in SIZES:
+        trits = np.random.default_rng(n).integers(0, 3, n, np.uint8)
+        padded = np.concatenate([trits, np.zeros(-n % 5, np.uint8)]).astype(int).reshape(-1, 5)
+        want = (padded @ [1, 3, 9, 27, 81]).astype(np.uint8)
+        for run in runs(n):
+            assert_same(lb.pack(trits, 1.6), want, run)
+            assert_same(lb.unpack(want, 1.6, n), trits, run)
+        assert_same(reference.pack(trits, 1.6), want)
+        assert_same(reference.unpack(want, 1.6, n), trits)
+        assert_same(lb.pack(trits.astype(np.uint16), 1.6), want)
+    every = np.array(list(itertools.product(range(3), repeat=5)), np.uint8)
+    assert np.unique(lb.pack(every, 1.6)).tolist() == list(range(243))
+    q = lb.quantize(normal(1001), "ternary")
+    assert_same(lb.unpack(lb.pack(q.codes, 1.6), 1.6, q.size), q.codes.ravel())
+
+
+def test_trits_that_are_none() -> None:
+    for at in (0, 4, 5, 100002):
+        codes = np.zeros(100003, np.uint8)
+        codes[at] = 3
+        with pytest.raises(lb.Error, match=rf"codes.*\b{at}\b"):
+            lb.pack(codes, 1.6)
+    for byte in range(243, 256):
+        with pytest.raises(lb.Error, match="packed"):
+            lb.unpack(np.array([0, byte, 0], np.uint8), 1.6, 15)
+    for n in range(1, 5):
+        for byte in range(243):
+            if byte >= 3**n:
+                with pytest.raises(lb.Error, match="packed"):
+                    lb.unpack(np.array([byte], np.uint8), 1.6, n)
+            else:
+                assert lb.unpack(np.array([byte], np.uint8), 1.6, n).size == n
+    for n in (0, 5, 10, 16, 2**62):
+        with pytest.raises(lb.Error, match="packed"):
+            lb.unpack(np.zeros(3, np.uint8), 1.6, n)
+    for bits in (1.5, 1.58, 2.6, np.nan):
+        with pytest.raises((TypeError, lb.Error), match="bits"):
+            lb.pack(np.zeros(5, np.uint8), bits)
 
 
 def test_bad_input() -> None:

@@ -9,22 +9,69 @@ import pytest
 
 import lowbit as lb
 from lowbit import reference
-from support import assert_same, check, float32, normal, runs
+from support import FORMATS, assert_same, check, fit, float32, groups, normal, runs
 
-SAWB = [name for name in lb.formats() if "sawb" in lb.get_format(name).scale_rules]
-AFFINE = [name for name in lb.formats() if "minmax" in lb.get_format(name).scale_rules]
+SAWB = [name for name in FORMATS if "sawb" in lb.get_format(name).scale_rules]
+AFFINE = [name for name in FORMATS if "minmax" in lb.get_format(name).scale_rules]
+#: SAWB's factors and levels: IBM's published code ("103", "403", "703", "803").
+FACTORS = {
+    "ternary": (2.6, 1.71, 1.0),
+    "int4": (12.035, 12.03, 7.0),
+    "int4_symmetric": (12.035, 12.03, 7.0),
+    "int8": (31.76, 35.04, 127.0),
+    "int8_symmetric": (31.76, 35.04, 127.0),
+}
+ORDER = ["one", "amax", "minmax", "sawb", "mean", "twn", "bias", "floor", "ceil", "rceil", "even", "four_over_six"]
+
+
+def test_who_has_which_rules() -> None:
+    for name in FORMATS:
+        rules = list(lb.get_format(name).scale_rules)
+        assert rules == [rule for rule in ORDER if rule in rules], name
+    assert set(FACTORS) == set(SAWB)
+    assert set(AFFINE) == {name for name in FORMATS if lb.get_format(name).uniform}
+    for name, rules, default in [
+        ("int8", "amax minmax sawb", "amax"),
+        ("int3", "amax minmax", "amax"),
+        ("ternary", "amax minmax sawb mean twn", "mean"),
+        ("sign", "amax mean", "mean"),
+        ("luq4", "amax", "amax"),
+        ("radix(8,3)", "amax", "amax"),
+        ("nf4", "amax", "amax"),
+        ("fp4_e2m1", "one amax", "one"),
+        ("float16", "one amax", "one"),
+        ("cfloat8(4,31)", "one amax bias", "one"),
+        ("cfloat16(shp,15)", "one amax bias", "one"),
+        ("cfloat16(uhp)", "one amax", "one"),
+        ("fixed(8,4)", "one amax", "one"),
+        ("log(8,0.125,0.001)", "one amax", "one"),
+        ("table(-1,-0.25,0,0.25,1)", "one amax", "one"),
+        ("mxfp4", "floor ceil rceil even", "floor"),
+        ("mxint8", "floor ceil rceil even", "floor"),
+        ("bfp(8)", "floor ceil rceil even", "floor"),
+        ("nvfp4", "amax four_over_six", "amax"),
+    ]:
+        record = lb.get_format(name)
+        assert (" ".join(record.scale_rules), record.default_scale) == (rules, default), name
+    for name in ("int7", "int7_symmetric"):
+        assert "sawb" in lb.get_format(name).scale_rules
+    blocks = {"nf4": 64, "nvfp4": 16, "block(int4_symmetric,e8m0,32)": 32}
+    for name in FORMATS:
+        assert lb.get_format(name).default_block == blocks.get(name, 32 if name.startswith("mx") else None), name
+
+
 SIZES = [1, 7, 8, 9, 4095, 4096, 4097, 8192, 20001, 100003]
 
 
 def test_amax_by_its_formula(name: str) -> None:
     record = lb.get_format(name)
-    if "amax" not in record.scale_rules:
-        pytest.skip(f"{name} has no rule amax")
+    if "amax" not in record.scale_rules or record.scale_format or not record.coded:
+        pytest.skip(f"{name} has no rule amax with a float32 scale to see")
     for n in SIZES:
-        x = normal(n)
-        want = np.abs(x).max() / np.float32(record.reference)
+        x = normal(n)[None]
+        want = np.maximum(np.abs(x).max() / np.float32(record.reference), np.float32(2.0**-126))
         for run in runs(n):
-            assert_same(lb.quantize(x, name, scale="amax").scale, want.reshape(1), run)
+            assert_same(lb.quantize(x, name, scale="amax", block_size=n).scale, want.reshape(1, 1), run)
 
 
 def test_amax_maps_the_largest_to_the_reference() -> None:
@@ -35,49 +82,80 @@ def test_amax_maps_the_largest_to_the_reference() -> None:
 
 
 def test_the_default_rule_is_the_records(name: str) -> None:
-    x = normal(100)
-    assert_same(lb.quantize(x, name).scale, lb.quantize(x, name, scale=lb.get_format(name).default_scale).scale)
+    x, rule = normal(100), lb.get_format(name).default_scale
+    assert_same(lb.fake_quantize(x, name), lb.fake_quantize(x, name, scale=rule))
+    if lb.get_format(name).coded:
+        assert_same(lb.quantize(x, name).scale, lb.quantize(x, name, scale=rule).scale)
 
 
-def test_a_group_of_zeros_has_scale_one(name: str) -> None:
-    x = np.zeros((2, 8), np.float32)
+def test_a_group_of_zeros_has_scale_one(coded: str) -> None:
+    x, record = np.zeros((2, 8), np.float32), lb.get_format(coded)
+    zero = 1 if coded == "sign" else record.smallest if "nozero" in coded else 0
     x[1] = 3
-    for rule in lb.get_format(name).scale_rules:
-        q = lb.quantize(x, name, scale=rule, axis=0)
+    for rule in record.scale_rules:
+        q = lb.quantize(x, coded, scale=rule, block_size=record.default_block or 8)
         assert q.scale[0, 0] == 1
-        assert not lb.dequantize(q)[0].any()
+        assert (lb.dequantize(q)[0] == zero).all() or record.scale_format == "e4m3"
+        q = lb.quantize(np.zeros(5), coded, scale=rule)
+        assert (q.scale == 1).all()
+        assert q.tensor_scale in {None, 1}
+        assert (lb.dequantize(q) == zero).all()
 
 
-def test_scales_are_clamped_to_the_range_with_a_safe_reciprocal(name: str) -> None:
-    for rule in lb.get_format(name).scale_rules:
+def test_scales_are_clamped_to_the_range_with_a_safe_reciprocal(coded: str) -> None:
+    name, record = coded, lb.get_format(coded)
+    for rule in record.scale_rules:
         for amax in (2.0**-130, 2.0**-125, 2.0**-122, 2.0**-120, 2.0**-119, 1e38, 2.0**127, 3.4028235e38):
             x = np.array([[amax, -amax, 0, amax / 2]], np.float32)
             check(x, name, scale=rule)
             if rule == "minmax" and 2 * amax >= 2.0**128:
                 continue  # too far apart; see below
             q = lb.quantize(x, name, scale=rule)
-            assert 2.0**-126 <= q.scale[0, 0] <= 2.0**126
+            if record.scale_format == "e4m3":
+                assert 2.0**-117 <= q.tensor_scale <= 2.0**117
+                assert 2.0**-9 <= q.scale[0, 0] <= 448
+            else:
+                limit = 2.0**127 if record.scale_format else 2.0**126
+                assert 1 / limit <= q.scale[0, 0] <= limit
         for exponent in range(-149, 128, 3):
             check(np.ldexp(normal(8), exponent - 3).astype(np.float32), name, scale=rule)
 
 
-def test_scales_of_empty_groups(name: str) -> None:
-    for rule in lb.get_format(name).scale_rules:
-        for shape, options, want in [
-            ((0,), {}, (1,)),
-            ((0, 3), {}, (1, 1)),
-            ((3, 0), {"axis": 0}, (3, 1)),
-            ((0, 3), {"axis": 0}, (0, 1)),
-            ((3, 0), {"block_size": 2}, (3, 0)),
-            ((0, 3), {"block_size": 2}, (0, 2)),
+def test_scales_of_empty_groups(coded: str) -> None:
+    for rule in lb.get_format(coded).scale_rules:
+        for shape, asked in [
+            ((0,), {}),
+            ((0, 3), {}),
+            ((3, 0), {"axis": 0}),
+            ((0, 3), {"axis": 0}),
+            ((3, 0), {"block_size": 2}),
+            ((0, 3), {"block_size": 2}),
         ]:
-            q = lb.quantize(np.zeros(shape, np.float32), name, scale=rule, **options)
-            assert q.scale.shape == want
+            options = fit(coded, **asked)
+            q = lb.quantize(np.zeros(shape, np.float32), coded, scale=rule, **options)
+            assert q.scale.shape == groups(coded, shape, **options, scale=rule)
             assert (q.scale == 1).all()
             assert lb.dequantize(q).shape == shape
             if q.offset is not None:
-                assert q.offset.shape == want
+                assert q.offset.shape == q.scale.shape
                 assert not q.offset.any()
+
+
+# --- one --------------------------------------------------------------------------------------------------------------
+
+
+def test_one_is_the_scale_one_whatever_the_groups(name: str) -> None:
+    record = lb.get_format(name)
+    if "one" not in record.scale_rules:
+        pytest.skip(f"{name} has no rule one")
+    x = normal(60).reshape(5, 12) * np.float32(1e3)
+    x[0, :3] = np.inf, -np.inf, -0.0
+    for options in ({}, {"axis": 0}, {"block_size": 5}, {"axis": 0, "block_size": 2}):
+        assert_same(lb.fake_quantize(x, name, scale="one", **options), lb.fake_quantize(x, name, scale=1.0, axis=0))
+        if record.coded:
+            q = lb.quantize(x, name, scale="one", **options)
+            assert_same(q.scale, np.ones((1, 1), np.float32))
+    assert lb.fake_quantize(x, name, scale="one")[0, 0] == record.max
 
 
 # --- minmax -----------------------------------------------------------------------------------------------------------
@@ -162,12 +240,13 @@ def test_the_reference_sums_in_the_order_of_the_contract() -> None:
 
 @pytest.mark.parametrize("sawb", SAWB)
 def test_sawb_by_its_formula_to_the_bit(sawb: str) -> None:
+    c1, c2, levels = FACTORS[sawb]
     for n in SIZES[1:]:
         x = normal(n)
         wide = x.astype(np.float64).tolist()
         square, size = ordered_sum([v * v for v in wide]), ordered_sum([abs(v) for v in wide])
-        alpha = 12.035 * math.sqrt(square / n) - 12.03 * (size / n)
-        want = np.array([(alpha if alpha > 0 else max(map(abs, wide))) / 7.0], np.float32)
+        alpha = c1 * math.sqrt(square / n) - c2 * (size / n)
+        want = np.array([(alpha if alpha > 0 else max(map(abs, wide))) / levels], np.float32)
         for run in runs(n):
             assert_same(lb.quantize(x, sawb, scale="sawb").scale, want, f"{n} {run}")
 
@@ -183,20 +262,21 @@ def test_sawb_by_its_formula_to_the_bit(sawb: str) -> None:
     ids=["normal", "uniform", "laplace"],
 )
 def test_sawb_closed_forms(sawb: str, draw: object, mean: float, rms: float) -> None:
-    n = 1 << 20
+    n, (c1, c2, levels) = 1 << 20, FACTORS[sawb]
     x = draw(np.random.default_rng(11), n).astype(np.float32)
-    alpha = 7 * float(lb.quantize(x, sawb, scale="sawb").scale[0])
+    alpha = levels * float(lb.quantize(x, sawb, scale="sawb").scale[0])
     # The delta method: alpha moves with the sample means of x^2 and |x|.
     wide = x.astype(np.float64)
-    deviation = np.std(12.035 * wide**2 / (2 * rms) - 12.03 * np.abs(wide)) / math.sqrt(n)
-    assert abs(alpha - (12.035 * rms - 12.03 * mean)) < 5 * deviation
+    deviation = np.std(c1 * wide**2 / (2 * rms) - c2 * np.abs(wide)) / math.sqrt(n)
+    assert abs(alpha - (c1 * rms - c2 * mean)) < 5 * deviation
 
 
 @pytest.mark.parametrize("sawb", SAWB)
 def test_sawb_of_constant_magnitudes(sawb: str) -> None:
-    """The fit's edge: RMS = mean, so the clip is 0.005 of the magnitude (12.035 > 12.03: amax is for zeros alone)."""
+    """The fit's edge, RMS = mean: the clip is (c1 - c2) of the magnitude, or amax where that is not positive."""
+    c1, c2, levels = FACTORS[sawb]
     q = lb.quantize(np.full(100, 2.0), sawb, scale="sawb")
-    assert q.scale[0] == np.float32((12.035 * 2 - 12.03 * 2) / 7)
+    assert q.scale[0] == np.float32((c1 * 2 - c2 * 2 if c1 > c2 else 2) / levels)
     check(np.array([2, -2, 2, 2.001], np.float32), sawb, scale="sawb")
     check(float32([1, 1, 1, 1]), sawb, scale="sawb")
     assert lb.quantize(np.zeros(100), sawb, scale="sawb").scale[0] == 1

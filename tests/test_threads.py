@@ -15,7 +15,7 @@ import pytest
 
 import lowbit as lb
 from lowbit import _core
-from support import KEY, assert_same, bits, normal, on_flushing_thread, roundings
+from support import KEY, assert_same, bits, fit, normal, on_flushing_thread, roundings
 
 
 def test_set_and_get() -> None:
@@ -66,10 +66,11 @@ for caller in callers: caller.join()
     assert helpers_of(program) == 15
 
 
-def test_eight_callers_at_once_agree(name: str) -> None:
+def test_eight_callers_at_once_agree(coded: str) -> None:
     lb.set_num_threads(2)
-    x = normal(100003)
-    cases = [{**rounding, **more} for rounding in roundings(name) for more in ({}, {"block_size": 32}, {"scale": 0.3})]
+    x, name = normal(100003), coded
+    ways = ({}, {"block_size": 32}, {"scale": 0.3})
+    cases = [fit(name, **rounding, **more) for rounding in roundings(name) for more in ways]
     want = [lb.quantize(x, name, **case) for case in cases]
 
     def work(seed: int) -> None:

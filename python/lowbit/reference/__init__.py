@@ -6,6 +6,7 @@ arguments and the containers differ. Arithmetic is float32 in the order written,
 
 from lowbit.reference.codecs import Dither, Float32, OneBit, Packed, Qsgd, Sign, TernGrad
 from lowbit.reference.eden import Eden
+from lowbit.reference.formats import Grid
 from lowbit.reference.hadamard import (
     blocks,
     butterflies,
@@ -14,26 +15,20 @@ from lowbit.reference.hadamard import (
     rotate,
 )
 from lowbit.reference.messages import decode_mean, decode_message, encode_message
+from lowbit.reference.names import FORMATS, get_format
 from lowbit.reference.onebit import onebit_decode, onebit_encode
 from lowbit.reference.quantizers import (
-    FORMATS,
-    Integer,
     Options,
     Quantized,
-    Radix4,
     dequantize,
     dither,
     fake_quantize,
-    ordered_sum,
     pack,
     quantize,
-    rule_amax,
-    rule_minmax,
-    rule_sawb,
-    scales,
     unpack,
 )
 from lowbit.reference.rotated import DrivePlus, QuicFl, Summable
+from lowbit.reference.scales import Scales, ordered_sum, scales
 from lowbit.reference.stream import HasWords, fold, key_words, mix, random_bits
 
 __all__ = [
@@ -42,15 +37,15 @@ __all__ = [
     "DrivePlus",
     "Eden",
     "Float32",
+    "Grid",
     "HasWords",
-    "Integer",
     "OneBit",
     "Options",
     "Packed",
     "Qsgd",
     "Quantized",
     "QuicFl",
-    "Radix4",
+    "Scales",
     "Sign",
     "Summable",
     "TernGrad",
@@ -63,6 +58,7 @@ __all__ = [
     "encode_message",
     "fake_quantize",
     "fold",
+    "get_format",
     "hadamard_transform",
     "key_words",
     "mix",
@@ -74,9 +70,6 @@ __all__ = [
     "random_bits",
     "randomized_hadamard_transform",
     "rotate",
-    "rule_amax",
-    "rule_minmax",
-    "rule_sawb",
     "scales",
     "unpack",
 ]

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from lowbit.reference.blocks import BlockFormat
+from lowbit.reference.formats import Integer
+from lowbit.reference.names import get_format
 from lowbit.reference.onebit import onebit_decode, onebit_encode
 from lowbit.reference.payload import Reader, dither, floats, is_finite, nans
-from lowbit.reference.quantizers import FORMATS, Integer, _spread, pack, scales
+from lowbit.reference.quantizers import Options, grouping, pack
 from lowbit.reference.rotation import Words, exponent, power, total, within
+from lowbit.reference.scales import scales, spread
 from lowbit.reference.stream import fold, random_bits
 
 if TYPE_CHECKING:
@@ -62,7 +66,7 @@ class Float32(Elementwise):
 
 @dataclass(frozen=True)
 class Packed(Elementwise):
-    """A registered format by its default scale rule."""
+    """A format by its default scale rule."""
 
     format: str
     block_size: int | None = None
@@ -73,27 +77,42 @@ class Packed(Elementwise):
         """Give rounding, block size (0: none) and the format's name."""
         return struct.pack("<BI", self.rounding == "stochastic", self.block_size or 0) + self.format.encode("ascii")
 
+    def _groups(self, ndim: int) -> tuple[int | None, int | None]:
+        return grouping(ndim, get_format(self.format), Options(block_size=self.block_size))
+
     def encode(self, x: NDArray[np.float32], words: Words, sender: int) -> bytes:
-        """Write scales, then codes."""
-        grid = FORMATS[self.format]
-        scale, _ = scales(x, grid, "amax", None, self.block_size)
+        """Write scales (of block formats: the one of the array, then the blocks' codes), then codes."""
+        grid, groups = get_format(self.format), self._groups(x.ndim)
+        scale, _, encode, tensor = scales(x, grid, grid.default_scale, *groups)
+        head = floats(scale.ravel())
+        if isinstance(grid, BlockFormat):
+            head = (b"" if tensor is None else floats(tensor)) + grid.scale_codes(scale).tobytes()
         if not is_finite(x):
-            return floats(np.full(scale.size, np.nan)) + pack(np.zeros(x.size, np.uint8), grid.bits).tobytes()
-        t = x * _spread(F(1) / scale, x.shape, None, self.block_size)
+            nothing = floats(np.full(scale.size, np.nan))
+            if isinstance(grid, BlockFormat):
+                nothing = (b"" if tensor is None else floats(np.nan)) + bytes([255] * scale.size)
+            return nothing + pack(np.zeros(x.size, np.uint8), grid.bits).tobytes()
+        t = np.asarray(x * spread(F(1) / (scale if encode is None else encode), x.shape, *groups), F)
         if self.rounding == "stochastic":
             values = grid.stochastic(t, random_bits(fold(words, "rounding", sender), x.size).reshape(x.shape))
         else:
             values = grid.nearest(t)
-        return floats(scale.ravel()) + pack(grid.encode(values), grid.bits).tobytes()
+        return head + pack(grid.encode(values), grid.bits).tobytes()
 
     def decode(self, data: Reader, shape: tuple[int, ...], words: Words, sender: int) -> NDArray[np.float32]:  # noqa: ARG002
         """Multiply values and scales."""
-        grid, counts = FORMATS[self.format], [1] * len(shape)
-        if self.block_size is not None:
-            counts = [*shape[:-1], -(-shape[-1] // self.block_size)]
-        scale = data.array("<f4", math.prod(counts)).reshape(counts)
+        grid, (axis, size) = get_format(self.format), self._groups(len(shape))
+        counts = [1] * len(shape)
+        if size is not None and grid.default_scale != "one":
+            counts = [*shape[:-1], -(-shape[-1] // size)]
+        n = math.prod(counts)
+        if isinstance(grid, BlockFormat):
+            tensor = data.array("<f4", 1)[0] if grid.scale_format == "e4m3" else F(1)
+            scale = grid.decode_scales(data.array("u1", n)) * tensor
+        else:
+            scale = data.array("<f4", n)
         values = grid.decode(data.codes(grid.bits, math.prod(shape)).reshape(shape))
-        return np.asarray(values * _spread(scale, shape, None, self.block_size), F).ravel()
+        return np.asarray(values * spread(scale.reshape(counts), shape, axis, size), F).ravel()
 
 
 @dataclass(frozen=True)
@@ -252,7 +271,7 @@ class Levels(Elementwise):
             return floats(0.0) + self._pack(np.zeros(x.size, np.int64))
         e = exponent(amax)
         t = (x * power(-e)) * F(2.0**e * top / reached)
-        grid = Integer("levels", 0, -top, top, ())
+        grid = Integer(name="levels", bits=0, lowest=-top, highest=top)
         v = grid.stochastic(np.asarray(t, F), random_bits(fold(words, "coin", sender), x.size))
         return floats(scale) + self._pack(v.astype(np.int64) + top)
 
