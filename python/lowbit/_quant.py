@@ -308,5 +308,5 @@ def _five_a_byte(bits: SupportsIndex | float) -> bool:
 
 def _bits(bits: SupportsIndex | float) -> int:
     if isinstance(bits, (float, np.floating)):
-        raise _core.Error(f"bits: {bits} is out of range; give 1 to 16, or 1.6 for codes of three values, five a byte")
+        raise TypeError(f"bits: expected an int (or 1.6: codes of three values, five a byte), got {bits}")
     return _arguments.within(bits, "bits", 1, 16)

@@ -20,9 +20,14 @@ pub struct Table(Sixteen);
 
 /// The largest float32 not above the middle of two neighbours: what is above it is above the middle.
 fn middle(low: f32, high: f32) -> f32 {
-    let exact = f64::midpoint(f64::from(low), f64::from(high));
-    let near = exact as f32;
-    if f64::from(near) <= exact { near } else { near.next_down() }
+    let (low, high) = (f64::from(low), f64::from(high));
+    let sum = low + high;
+    // What the rounding of the sum has lost, exact (Knuth's two-sum).
+    let of_high = sum - low;
+    let lost = (low - (sum - of_high)) + (high - of_high);
+    let near = (sum * 0.5) as f32;
+    let twice = 2.0 * f64::from(near);
+    if twice < sum || twice == sum && lost >= 0.0 { near } else { near.next_down() }
 }
 
 impl Table {
@@ -190,7 +195,9 @@ impl Long {
 
     #[inline(always)]
     fn drawn(&self, t: f32, word: u32) -> usize {
-        let t = if t > self.values[0] { t } else { self.values[0] };
+        let (least, most) = (self.values[0], self.values[self.last()]);
+        let t = if t > least { t } else { least };
+        let t = if t < most { t } else { most };
         let low = self.cuts.below(t).min(self.last());
         let up = goes(word, threshold((t - self.values[low]) * self.shares[low]));
         low + (up & 1) as usize
@@ -293,8 +300,9 @@ fn of_values(name: String, bits: u32, values: Vec<f32>, source: &'static str) ->
     record(Cow::Owned(name), bits, reference, source, grid)
 }
 
-/// The least difference of neighbours: its reciprocal is a float32 with all its digits.
+/// The least and the greatest difference of neighbours: their reciprocals are float32 numbers with all digits.
 const LEAST_STEP: f32 = f32::from_bits(1 << 23);
+const MOST_STEP: f32 = f32::from_bits((126 + 127) << 23);
 
 /// The values of a codebook, 2 to 256 ascending ones.
 pub fn codebook(values: &[f32]) -> Result<Format> {
@@ -305,12 +313,12 @@ pub fn codebook(values: &[f32]) -> Result<Format> {
     if let Some(index) = values.iter().position(|value| !value.is_finite()) {
         return refuse(format!("element {index} is {}; values must be finite in float32", values[index]));
     }
-    let apart = |pair: &[f32]| (LEAST_STEP..f32::INFINITY).contains(&(pair[1] - pair[0]));
+    let apart = |pair: &[f32]| (LEAST_STEP..=MOST_STEP).contains(&(pair[1] - pair[0]));
     if let Some(index) = values.windows(2).position(|pair| !apart(pair)) {
         let (low, high) = (values[index], values[index + 1]);
         return refuse(format!(
             "element {} is {high:?} after {low:?}; give distinct float32 numbers in ascending order (numpy.unique sorts \
-             them), 2^-126 or more apart and not beyond float32",
+             them), 2^-126 to 2^126 apart",
             index + 1
         ));
     }
@@ -344,7 +352,7 @@ pub fn log_grid(zeta: f64, delta: f64, bits: u32) -> Result<Format> {
         q = (1.0 + zeta) * q + delta;
         magnitudes.push(q as f32);
     }
-    if !q.is_finite() || q * 2.0 > f64::from(f32::MAX) {
+    if !q.is_finite() || q > f64::from(MOST_STEP) {
         let reason = format!("{zeta} reaches beyond float32 in {bits} bits; give less, or fewer bits");
         return Err(Error::argument("zeta", reason));
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::coder::{Coder, Noise, Opened, Pieces, room};
 use super::cursor::{Cursor, floats};
-use super::quantized::check_scales;
+use super::quantized::{check_scales, tensor_scale_fits};
 use super::rotated::NAN;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
@@ -38,9 +38,9 @@ impl Packed {
     }
 
     fn grouping(&self, ndim: usize) -> Result<Grouping> {
-        let block = self.block_size.or(self.format.default_block);
         // A number alone is a block of its own.
-        Grouping::new(ndim, None, block.filter(|_| ndim > 0))
+        let default_block = self.format.default_block.filter(|_| ndim > 0);
+        Grouping::new(ndim, None, self.block_size.or(default_block))
     }
 
     fn rule(&self) -> Result<&'static Rule> {
@@ -105,8 +105,7 @@ impl Coder for Packed {
                 (if undefined { vec![] } else { floats(scales).collect() }, undefined)
             }
         };
-        if !undefined && (scales.iter().any(|scale| scale.is_nan()) || check_scales("", [tensor].into_iter()).is_err())
-        {
+        if !undefined && (scales.iter().any(|scale| scale.is_nan()) || !tensor_scale_fits(tensor)) {
             return Err(Error::decode("a scale is no positive number of its format"));
         }
         let packed = payload.packed(shape.iter().product(), self.format.bits)?;

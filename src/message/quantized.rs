@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::formats::Format;
 use crate::pack::{check_packed, packed_len};
 use crate::quantize::Grouping;
-use crate::scale::SCALE_RANGE;
+use crate::scale::{SCALE_RANGE, TENSOR_RANGE};
 
 /// The kind of a quantized array.
 pub const KIND: u8 = 1;
@@ -57,6 +57,11 @@ impl<'a> Parts<'a> {
     fn pieces(&self) -> [&'a [u8]; 4] {
         [self.tensor_scale, self.scale, self.offset, self.packed]
     }
+}
+
+/// Whether a number can be the scale of a whole tensor.
+pub(super) fn tensor_scale_fits(scale: f32) -> bool {
+    (TENSOR_RANGE.0..=TENSOR_RANGE.1).contains(&scale)
 }
 
 /// Refuses scales whose reciprocals are not exact enough.
@@ -173,7 +178,9 @@ impl Quantized {
     /// Checks everything that a reader will, so that what passes can be written, read and dequantized.
     pub fn check(&self, parts: Parts) -> Result<()> {
         let (codes, _) = self.layout()?;
-        check_scales("tensor_scale", floats(parts.tensor_scale))?;
+        if let Some(scale) = floats(parts.tensor_scale).find(|scale| !tensor_scale_fits(*scale)) {
+            return Err(Error::argument("tensor_scale", format!("{scale} is out of range; give 2^-117 to 2^117")));
+        }
         match self.format.scaling {
             None => check_scales("scale", floats(parts.scale))?,
             Some(scaling) => {

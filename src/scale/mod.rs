@@ -5,7 +5,7 @@
 
 mod rules;
 
-pub use rules::{Finisher, RULES, Rule, Second};
+pub use rules::{Finisher, RULES, Rule, Second, TENSOR_RANGE};
 
 /// The bits of float32 infinity: anything at or above is not finite.
 const INFINITY_BITS: u32 = 0x7f80_0000;

@@ -33,6 +33,10 @@ enum Kind {
     FourOverSix,
 }
 
+/// The smallest and largest scale of a whole tensor: so far from float32's ends that any block scale leaves it a normal
+/// number.
+pub const TENSOR_RANGE: (f32, f32) = (f32::from_bits((127 - 117) << 23), f32::from_bits((127 + 117) << 23));
+
 /// What the second number that a rule finds for a group is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Second {
@@ -118,13 +122,11 @@ impl Rule {
     /// The scale of a whole tensor of which this was seen, for the formats that have one: what brings the largest magnitude
     /// to the largest element under the largest block scale. NaN if it held anything not finite.
     pub fn tensor_scale(&self, seen: &Observed, format: &Format) -> f32 {
-        /// So far from float32's ends that a block scale below or above leaves it a normal number.
-        const RANGE: (f32, f32) = (f32::from_bits((127 - 117) << 23), f32::from_bits((127 + 117) << 23));
         // The largest E4M3; or the largest of which one and a half is an E4M3 too, so that every block has the choice.
         let most = if self.kind == Kind::FourOverSix { 256.0 } else { 448.0 };
         match seen.amax() {
             0.0 => 1.0,
-            amax if amax.is_finite() => (amax / (format.reference * most)).clamp(RANGE.0, RANGE.1),
+            amax if amax.is_finite() => (amax / (format.reference * most)).clamp(TENSOR_RANGE.0, TENSOR_RANGE.1),
             _ => f32::NAN,
         }
     }
@@ -157,21 +159,24 @@ impl Finisher<'_> {
             Kind::MinMax => minmax(seen, self.format),
             Kind::Sawb => (sawb(seen, self.format), 0.0),
             Kind::Mean => ((seen.sum / n) as f32, 0.0),
-            Kind::Twn => (2.0 * (TWN_SHARE * (seen.sum / n)) as f32, 0.0),
+            Kind::Twn => ((TWN_SHARE * (seen.sum / n)) as f32, 0.0),
             Kind::Bias => (power_of_two(bias(seen.magnitude, self.format)), 0.0),
             // "amax": the largest magnitude becomes the format's reference value.
             _ => (seen.amax() / self.format.reference, 0.0),
         };
-        let finite = scale.is_finite() && second.is_finite();
-        if !finite || self.rule.statistic != Statistic::MinMax && seen.magnitude >= INFINITY_BITS {
+        let finite = match self.rule.statistic {
+            Statistic::MinMax => second.is_finite(),
+            Statistic::Amax | Statistic::Moments => seen.magnitude < INFINITY_BITS,
+        };
+        if !finite {
             return (f32::NAN, f32::NAN);
         }
-        if self.nothing_seen(seen) {
-            // Numbers are divided by 1 too.
-            return (1.0, if self.rule.second() == Second::Divisor { 1.0 } else { second });
+        match self.rule.kind {
+            _ if self.nothing_seen(seen) => (1.0, if self.rule.kind == Kind::Twn { 1.0 } else { second }),
+            // The second look wants the threshold as it is.
+            Kind::Twn => (scale, clamped(2.0 * scale)),
+            _ => (clamped(scale), second),
         }
-        let scale = clamped(scale);
-        (scale, if self.rule.second() == Second::Divisor { scale } else { second })
     }
 
     /// Scales that are powers of two, or E4M3.
@@ -206,8 +211,7 @@ impl Finisher<'_> {
     #[inline(always)]
     pub fn look_again(&self, x: &[f32], first: (f32, f32)) -> Observed {
         if self.rule.kind == Kind::Twn {
-            let least = first.1 * 0.5;
-            let above = |x: &f32| x.abs() > least;
+            let above = |x: &f32| x.abs() > first.0;
             let (sum, _) = lane_sums_of(x, |x| if above(x) { f64::from(x.abs()) } else { 0.0 }, |_| 0.0);
             return Observed { sum, count: x.iter().filter(|x| above(x)).count(), ..Observed::NOTHING };
         }

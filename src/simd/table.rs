@@ -103,13 +103,14 @@ pub(super) const MOST: f32 = 2_147_483_520.0;
 
 pub(super) fn portable_stochastic(table: &Sixteen, lanes: &mut [u32], words: &[u32], shown: Shown) {
     for (lane, word) in lanes.iter_mut().zip(words) {
-        let (t, least) = (f32::from_bits(*lane), table.values[0]);
+        let (t, least, most) = (f32::from_bits(*lane), table.values[0], table.values[15]);
         let t = if t > least { t } else { least };
+        let t = if t < most { t } else { most };
         let rank = table.cuts.rank(t) & 15;
         let way = (t - table.values[rank]) * table.shares[rank] * 2_147_483_648.0;
         let way = if way < MOST { way } else { MOST };
-        let rank = (rank + usize::from(((word >> 1) as i32) < way as i32)) & 15;
-        *lane = if shown == Shown::Codes { rank as u32 } else { table.values[rank].to_bits() };
+        let rank = rank + usize::from(((word >> 1) as i32) < way as i32);
+        *lane = if shown == Shown::Codes { rank as u32 } else { table.values[rank & 15].to_bits() };
     }
 }
 

@@ -168,12 +168,13 @@ pub(super) fn stochastic_of_sixteen(table: &Sixteen, lanes: &mut [u32], words: &
     let (cuts, values, shares) = (levels(&table.cuts), halves(&table.values), halves(&table.shares));
     let (blocks, rest) = lanes.as_chunks_mut::<8>();
     let (word_blocks, word_rest) = words.as_chunks::<8>();
-    let (least, most, all) = (_mm256_set1_ps(table.values[0]), _mm256_set1_ps(MOST), _mm256_set1_ps(2_147_483_648.0));
+    let (least, greatest) = (_mm256_set1_ps(table.values[0]), _mm256_set1_ps(table.values[15]));
+    let (most, all) = (_mm256_set1_ps(MOST), _mm256_set1_ps(2_147_483_648.0));
     for (block, words) in blocks.iter_mut().zip(word_blocks) {
         // SAFETY: eight floats and eight words are read and eight words written, without alignment.
         unsafe {
             // NaN is the first operand, so the second is the maximum.
-            let t = _mm256_max_ps(_mm256_loadu_ps(block.as_ptr().cast()), least);
+            let t = _mm256_min_ps(_mm256_max_ps(_mm256_loadu_ps(block.as_ptr().cast()), least), greatest);
             let code = rank(cuts, t);
             let way = _mm256_mul_ps(_mm256_mul_ps(_mm256_sub_ps(t, entry(values, code)), entry(shares, code)), all);
             let threshold = _mm256_cvttps_epi32(_mm256_min_ps(way, most));
