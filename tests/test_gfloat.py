@@ -99,13 +99,13 @@ def test_nearest(small: str) -> None:
         patterns.view(np.float16).astype(np.float32),
         numbers(small, 1),
     ):
-        x = x[~np.isnan(x)]
-        assert_same(lb.fake_quantize(x, small, scale=1.0), theirs(x, small, RoundMode.TiesToEven), small)
+        t = x[~np.isnan(x)]
+        assert_same(lb.fake_quantize(t, small, scale=1.0), theirs(t, small, RoundMode.TiesToEven), small)
 
 
 def stochastic(name: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers, what ours makes of them, the 31 bits that decide, and the distance above the lower neighbour in steps."""
-    e, m, bias, _ = FLOATS[name]
+    """Numbers, what ours makes of them, the 31 bits that decide, and d: the distance above the lower neighbour."""
+    _, m, bias, _ = FLOATS[name]
     x = numbers(name, seed)
     x = x[np.abs(x) < lb.get_format(name).max]
     step = np.maximum(np.frexp(x.astype(np.float64))[1] - 1, 1 - bias) - m

@@ -38,7 +38,7 @@ def test_quantizing(kind: str) -> None:
     got, want = to_gguf(x, kind), theirs(x, kind)
     assert got.shape == want.shape
     if kind == "Q4_0":
-        # gguf takes the first of equal magnitudes, ggml's C +0 in a block of zeros: only the sign of a zero d may differ.
+        # In a block of zeros gguf takes the first, ggml's C +0: the sign of d may differ, and nothing else.
         blocks = x.reshape(-1, 32)
         zeros = ~blocks.any(axis=1)
         got, want = got.reshape(-1, 18), want.reshape(-1, 18)

@@ -19,7 +19,9 @@ def tensor(name: str, values: np.ndarray, dtype: str) -> TensorProto:
     """Integers as a tensor of their type, raw data packed by lowbit."""
     width = int(dtype.removeprefix("u").removeprefix("int"))
     codes = values.astype(np.int64).astype(np.uint8) & ((1 << width) - 1)
-    return helper.make_tensor(name, TensorProto.DataType.Value(dtype.upper()), values.shape, raw(codes, width), raw=True)
+    return helper.make_tensor(
+        name, TensorProto.DataType.Value(dtype.upper()), values.shape, raw(codes, width), raw=True
+    )
 
 
 def raw(codes: np.ndarray, width: int) -> bytes:
@@ -91,7 +93,9 @@ def test_offsets_of_whole_steps(small: str, options: dict[str, Any]) -> None:
             np.testing.assert_allclose(got, want, rtol=2.0**-23, atol=float(32 * scale.max()) * 2.0**-24)
 
 
-def quantized_by_onnx(x: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, dtype: str, **named: Any) -> np.ndarray:
+def quantized_by_onnx(
+    x: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, dtype: str, **named: Any
+) -> np.ndarray:
     initializers = [helper.make_tensor("scale", TensorProto.FLOAT, scale.shape, scale.ravel())]
     kind = TensorProto.DataType.Value(dtype.upper())
     if zero is None:

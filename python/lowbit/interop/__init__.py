@@ -6,12 +6,13 @@ but ml_dtypes for its own arrays. ``docs/interop.md`` has the byte layouts in on
 """
 
 from lowbit.interop._bitsandbytes import BitsAndBytesTensor, from_bitsandbytes, to_bitsandbytes
-from lowbit.interop._gguf import from_gguf, to_gguf
+from lowbit.interop._gguf import GgufType, from_gguf, to_gguf
 from lowbit.interop._ml_dtypes import MlDtypesArray, from_ml_dtypes, to_ml_dtypes
 from lowbit.interop._onnx import OnnxTensor, from_onnx, to_onnx
 
 __all__ = [
     "BitsAndBytesTensor",
+    "GgufType",
     "MlDtypesArray",
     "OnnxTensor",
     "from_bitsandbytes",

@@ -137,8 +137,8 @@ def from_bitsandbytes(
 def _check_rows(shape: tuple[int, ...], size: int, argument: str) -> None:
     if shape[-1] % size and math.prod(shape[:-1]) > 1:
         raise _core.Error(
-            f"{argument}: bitsandbytes cuts the flattened array, and rows of {shape[-1]} numbers are no multiple of its "
-            f"blocks of {size}; flatten the array, and reshape the numbers"
+            f"{argument}: bitsandbytes cuts the flattened array, and rows of {shape[-1]} numbers are no multiple of "
+            f"its blocks of {size}; flatten the array, and reshape the numbers"
         )
 
 

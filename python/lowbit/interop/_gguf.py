@@ -93,8 +93,8 @@ def to_gguf(x: Quantized | ArrayLike, type: GgufType) -> NDArray[np.uint8]:
         shape = (*values.shape[:-1], values.shape[-1] // _BLOCK)
         head, codes = _QUANTIZE[type](values.reshape(-1, _BLOCK))
     low, high = codes[:, : _BLOCK // 2], codes[:, _BLOCK // 2 :]
-    blocks = np.concatenate([head.reshape(len(codes), -1), low | high << 4], axis=1)
-    return blocks.reshape(*shape[:-1], -1) if shape[-1] else np.empty((*shape[:-1], 0), np.uint8)
+    blocks = np.concatenate([head, low | high << 4], axis=1)
+    return blocks.reshape(*shape[:-1], shape[-1] * blocks.shape[1])
 
 
 def from_gguf(blocks: ArrayLike, type: GgufType) -> Quantized:
@@ -210,13 +210,13 @@ _QUANTIZE: dict[str, Any] = {"Q4_0": _quantize_q4_0, "Q4_1": _quantize_q4_1, "MX
 def _integer_parts(q: Quantized, type: str, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Every number of a 4-bit integer format is ``steps * scale + offset`` with steps from 0 to 15."""
     signed = q.format.name != "uint4"
-    steps = q.codes.reshape(-1, _BLOCK) ^ (8 if signed else 0)
+    steps = q.codes.reshape(-1, _BLOCK) ^ np.uint8(8 if signed else 0)
     scale = np.broadcast_to(q.scale, shape).reshape(-1, 1)
     if q.offset is None:
         offset = scale * np.float32(-8 if signed else 0)
     else:
         offset = np.broadcast_to(q.offset, shape).reshape(-1, 1)
-        steps = steps - (1 if q.format.name == "int4_symmetric" else 0)
+        steps = steps - np.uint8(q.format.name == "int4_symmetric")
     # How a block whose numbers are all alike was read, or would be.
     flat = ~steps.any(axis=1, keepdims=True) & (scale == 1)
     if type == "Q4_1":
@@ -240,13 +240,15 @@ def _exact_half(values: NDArray[np.float32], what: str) -> NDArray[np.uint8]:
     halves = _half(values, "q", what)
     wrong = _parts.first(halves.view("<f2").astype(np.float32) != values)
     if wrong is not None:
-        raise _core.Error(f"q: the {what} of block {wrong}, {values.flat[wrong]:.9g}, is no float16 number, as GGUF's are")
+        raise _core.Error(
+            f"q: the {what} of block {wrong}, {values.flat[wrong]:.9g}, is no float16 number, as GGUF's are"
+        )
     return halves
 
 
 def _mxfp4_parts(q: Quantized) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     assert q.scale_codes is not None
-    return q.scale_codes.reshape(-1), q.codes.reshape(-1, _BLOCK)
+    return q.scale_codes.reshape(-1, 1), q.codes.reshape(-1, _BLOCK)
 
 
 def _from_mxfp4(scale: NDArray[np.uint8], codes: NDArray[np.uint8], shape: tuple[int, ...]) -> Quantized:

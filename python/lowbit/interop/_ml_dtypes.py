@@ -176,7 +176,8 @@ def from_ml_dtypes(
     packed = _core.pack(codes.reshape(-1), bits)
     if tensor_scale is None and scales.dtype.name != _SCALES["e8m0"]:
         given, shifts = _arguments.scaling(scales, offset, values.ndim, where, size)
-        return Quantized(packed, given, shifts, None, name, values.shape, where, size, None)
+        assert isinstance(given, np.ndarray)
+        return Quantized(packed, given, shifts, None, _core.get_format(name), values.shape, where, size, None)
     parts = [name, "e8m0" if tensor_scale is None else "e4m3", *([] if size is None else [str(size)])]
     fmt = _core.get_format(f"block({','.join(parts)})")
     decoded = scales.astype(np.float32)
@@ -188,6 +189,7 @@ def _dtype(name: str) -> np.dtype[Any]:
     if hasattr(np, name):
         return np.dtype(name)
     try:
-        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+        found: np.dtype[Any] = np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+        return found
     except ImportError:
         raise _core.Error(f"q: NumPy has no {name}; pip install ml_dtypes") from None

@@ -208,4 +208,4 @@ def from_onnx(
     offset = None
     if zeros is not None and zeros.any():
         offset = ((low - zeros) * scales.astype(np.float64)).astype(np.float32)
-    return Quantized(data, scales, offset, None, dtype, lengths, where, size, None)
+    return Quantized(data, scales, offset, None, _core.get_format(dtype), lengths, where, size, None)
