@@ -86,6 +86,16 @@ def test_onnx_takes_the_dtypes_it_has() -> None:
         assert_same(np.asarray(q), np.float32([0, 0.5, 1, 1.5]))
 
 
+def test_onnx_scales_of_one_number() -> None:
+    """Along an axis of length 1, or said with an axis that means nothing."""
+    q = lb.quantize(normal(5).reshape(1, 5), "int4", axis=0)
+    assert interop.from_onnx(*interop.to_onnx(q)) == q
+    assert interop.to_onnx(q).scale.shape == (1,)
+    packed = np.uint8([0x21])
+    for scale, axis in [(0.5, 1), ([0.5], None), ([0.5], 0)]:
+        assert_same(np.asarray(interop.from_onnx(packed, scale, None, "int4", (2,), axis)), np.float32([0.5, 1]))
+
+
 def test_onnx_errors() -> None:
     to = interop.to_onnx
     refused(TypeError, "q", to, X)

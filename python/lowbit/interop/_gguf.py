@@ -255,7 +255,5 @@ def _from_mxfp4(scale: NDArray[np.uint8], codes: NDArray[np.uint8], shape: tuple
     wrong = _parts.first(scale == 255)
     if wrong is not None:
         raise _core.Error(f"blocks: the scale of block {wrong} is 255, which is no number (E8M0)")
-    exact = np.ldexp(np.float32(1), scale.astype(np.int32) - 127).reshape(shape)
-    return _parts.from_codes(
-        codes.reshape(*shape[:-1], shape[-1] * _BLOCK), exact, None, "mxfp4", len(shape) - 1, _BLOCK
-    )
+    length = (*shape[:-1], shape[-1] * _BLOCK)
+    return _parts.from_codes(codes.reshape(length), scale.reshape(shape), None, "mxfp4", len(shape) - 1, _BLOCK)

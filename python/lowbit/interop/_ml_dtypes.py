@@ -177,11 +177,10 @@ def from_ml_dtypes(
     if tensor_scale is None and scales.dtype.name != _SCALES["e8m0"]:
         given, shifts = _arguments.scaling(scales, offset, values.ndim, where, size)
         assert isinstance(given, np.ndarray)
-        return Quantized(packed, given, shifts, None, _core.get_format(name), values.shape, where, size, None)
-    parts = [name, "e8m0" if tensor_scale is None else "e4m3", *([] if size is None else [str(size)])]
-    fmt = _core.get_format(f"block({','.join(parts)})")
-    decoded = scales.astype(np.float32)
-    return Quantized(packed, decoded, offset, tensor_scale, fmt, values.shape, where, size, None)
+        return Quantized(packed, given, shifts, None, name, values.shape, where, size, None)
+    fmt = _core.block_format(name, "e8m0" if tensor_scale is None else "e4m3", size)
+    given = np.array(scales, order="C", copy=None).view(np.uint8)
+    return Quantized(packed, given, offset, tensor_scale, fmt, values.shape, where, size, None)
 
 
 def _dtype(name: str) -> np.dtype[Any]:

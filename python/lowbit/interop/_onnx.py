@@ -62,9 +62,9 @@ def to_onnx(q: Quantized) -> OnnxTensor:
     Notes
     -----
     ONNX computes ``(code - zero_point) * scale``. Without a zero point these are lowbit's numbers to the bit. With one,
-    lowbit rounds ``k * scale`` and then adds the offset: the numbers are the same where the scale has at most 20
-    significant bits (float16 and bfloat16 scales do), else they may differ by the rounding of ``k * scale`` and of the
-    offset. A symmetric format comes back as the full one, whose lowest code it does not use.
+    lowbit rounds ``k * scale`` and then adds the offset: the numbers are the same where the scale of b-bit integers has
+    at most 24 - b significant bits (float16 and bfloat16 numbers do), else they may differ by the rounding of
+    ``k * scale`` and of the offset. A symmetric format comes back as the full one, whose lowest code it does not use.
 
     References
     ----------
@@ -183,14 +183,15 @@ def from_onnx(
     size = _arguments.within(block_size or 0, "block_size", 0, (1 << 62) - 1) or None
     scales = _arguments.float32(scale, "scale")
     where = _arguments.axis(axis)
-    if scales.size != 1 or size is not None:
-        if where is None:
-            raise _core.Error("axis: there are several scales; say along which axis (ONNX's default is 1)")
+    if scales.ndim == 0 and size is None:
+        # A node has an axis even where there is nothing along it.
+        where = None
+    elif where is not None:
         if not -len(lengths) <= where < len(lengths):
             raise _core.Error(f"axis: {where} is out of range for {len(lengths)} dimensions")
         where %= len(lengths)
-    else:
-        where = None
+    elif scales.size != 1 or size is not None:
+        raise _core.Error("axis: there are several scales; say along which axis (ONNX's default is 1)")
     zeros = None if zero_point is None else _arguments.array(zero_point, "zero_point")
     if zeros is not None:
         if zeros.dtype.kind not in "iu" and zeros.dtype.name not in _TYPES:
@@ -208,4 +209,4 @@ def from_onnx(
     offset = None
     if zeros is not None and zeros.any():
         offset = ((low - zeros) * scales.astype(np.float64)).astype(np.float32)
-    return Quantized(data, scales, offset, None, _core.get_format(dtype), lengths, where, size, None)
+    return Quantized(data, scales, offset, None, dtype, lengths, where, size, None)

@@ -29,7 +29,7 @@ def quantized(q: Any, tool: str, formats: Iterable[str] | None = None) -> Quanti
 
 def from_codes(
     codes: NDArray[Any],
-    scale: NDArray[np.float32],
+    scale: NDArray[Any],
     offset: NDArray[np.float32] | None,
     format: str,
     axis: int | None,
