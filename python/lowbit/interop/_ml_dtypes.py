@@ -159,7 +159,7 @@ def from_ml_dtypes(
     if values.dtype.name not in _FORMATS:
         raise TypeError(f"array: expected a dtype among {', '.join(_FORMATS)}, got {values.dtype}")
     name = _FORMATS[values.dtype.name]
-    values = np.array(values, values.dtype.newbyteorder("="), order="C", copy=None)
+    values = np.asarray(values, values.dtype.newbyteorder("="), order="C")
     bits = int(_core.get_format(name).bits)
     if "int" in values.dtype.name:
         codes = values.astype(np.int8 if name[0] == "i" else np.uint8).view(np.uint8) & ((1 << bits) - 1)
@@ -179,7 +179,7 @@ def from_ml_dtypes(
         assert isinstance(given, np.ndarray)
         return Quantized(packed, given, shifts, None, name, values.shape, where, size, None)
     fmt = _core.block_format(name, "e8m0" if tensor_scale is None else "e4m3", size)
-    given = np.array(scales, order="C", copy=None).view(np.uint8)
+    given = np.asarray(scales, order="C").view(np.uint8)
     return Quantized(packed, given, offset, tensor_scale, fmt, values.shape, where, size, None)
 
 
