@@ -82,7 +82,8 @@ def any_blocks(kind: str) -> np.ndarray:
 def test_reading_any_bytes(kind: str) -> None:
     blocks = any_blocks(kind)
     q = from_gguf(blocks, kind)
-    want = gguf.dequantize(blocks, TYPES[kind])
+    with np.errstate(over="ignore"):
+        want = gguf.dequantize(blocks, TYPES[kind])
     got = np.asarray(q)
     np.testing.assert_array_equal(got, want)
     if kind == "MXFP4":

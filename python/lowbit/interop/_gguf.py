@@ -145,7 +145,7 @@ def from_gguf(blocks: ArrayLike, type: GgufType) -> Quantized:
         return _from_mxfp4(data[:, 0], codes, shape)
     d = np.ascontiguousarray(data[:, :2]).view("<f2").astype(np.float32)
     m = np.ascontiguousarray(data[:, 2:4]).view("<f2").astype(np.float32) if type == "Q4_1" else np.float32(-8) * d
-    wrong = _parts.first(~np.isfinite(d + m))
+    wrong = _parts.first(~(np.isfinite(d) & np.isfinite(m)))
     if wrong is not None:
         raise _core.Error(f"blocks: the scale or minimum of block {wrong} is not finite")
     if type == "Q4_1":

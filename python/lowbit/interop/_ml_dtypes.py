@@ -87,8 +87,8 @@ def to_ml_dtypes(q: Quantized) -> MlDtypesArray:
     >>> import numpy as np, lowbit as lb
     >>> q = lb.quantize(np.float32([0.3, -5, 100]), "fp4_e2m1")
     >>> parts = lb.interop.to_ml_dtypes(q)
-    >>> parts.array
-    array([0.5, -4, 6], dtype=float4_e2m1fn)
+    >>> parts.array.dtype.name, parts.array.astype(float)
+    ('float4_e2m1fn', array([ 0.5, -4. ,  6. ]))
     >>> lb.interop.from_ml_dtypes(*parts) == q
     True
     """
