@@ -107,6 +107,8 @@ def test_onnx_errors() -> None:
     packed = np.zeros(3, np.uint8)
     read = interop.from_onnx
     refused(lb.Error, "dtype", read, packed, 1.0, None, "int3", (6,))
+    refused(TypeError, "shape", read, packed, 1.0, None, "int4", None)
+    refused(TypeError, "shape", read, packed, 1.0, None, "int4", (2.5,))
     refused(TypeError, "packed", read, packed.astype(np.int8), 1.0, None, "int4", (6,))
     refused(lb.Error, "packed", read, packed, 1.0, None, "int4", (8,))
     refused(lb.Error, "axis", read, packed, [1.0, 2.0], None, "int4", (2, 3))

@@ -123,8 +123,7 @@ def from_gguf(blocks: ArrayLike, type: GgufType) -> Quantized:
 
     Notes
     -----
-    `to_gguf` gives the bytes back; of a block whose d is 0, and of whose codes all numbers are therefore the same, the
-    bytes that ggml writes for equal numbers.
+    `to_gguf` gives the bytes back. Only codes of blocks whose d is 0, which say nothing, become those that ggml writes.
 
     Examples
     --------

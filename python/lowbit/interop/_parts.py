@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from lowbit import _arguments, _core
 from lowbit._quantized import Quantized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import SupportsIndex
 
     from numpy.typing import ArrayLike, NDArray
@@ -64,7 +64,7 @@ def bytes_of(value: ArrayLike, argument: str) -> NDArray[np.uint8]:
 
 def dims(shape: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     """Lengths of dimensions; an int is the only one's."""
-    return tuple(_arguments.shape(tuple(shape) if not hasattr(shape, "__index__") else shape))  # type: ignore[arg-type]
+    return tuple(_arguments.shape(tuple(shape) if isinstance(shape, Iterable) else shape))
 
 
 def first(wrong: NDArray[np.bool_]) -> int | None:
