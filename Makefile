@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test cargo-test pytest check fmt lint types doc bench experiments fuzz golden tables clean
+.PHONY: help demo test cargo-test pytest test-peers check fmt lint types doc bench experiments fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,7 +50,22 @@ cargo-test:
 	cargo test --release
 
 pytest: $(VENV)/.extra-test
-	$(BIN)/python -m pytest tests --pyargs lowbit
+	$(BIN)/python -m pytest tests --ignore=tests/peers --pyargs lowbit
+
+# An environment of its own: torch alone is several GB. qtorch compiles its kernels when it is imported: it finds ninja on
+# the path, and needs a C++ compiler.
+PEERS = $(VENV)-peers
+
+$(PEERS)/.installed: $(INSTALLED)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --upgrade "pip>=24"
+	$(PEERS)/bin/pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
+	$(PEERS)/bin/pip install --quiet --no-compile "$$(ls $(WHEEL)/*.whl)[peers]"
+	touch $@
+
+test-peers: $(PEERS)/.installed  ## hold lowbit against the real torchao, qtorch, gguf, onnx, bitsandbytes (5 GB, in $(VENV)-peers)
+	PATH="$(abspath $(PEERS))/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(abspath $(PEERS))/torch_extensions" \
+	    TORCH_COMPILE_DISABLE=1 $(PEERS)/bin/python -m pytest -W ignore::SyntaxWarning -W ignore::DeprecationWarning tests/peers
 
 check: fmt lint types doc test  ## run the full gate: format, lint, types, docs, tests
 
@@ -79,7 +94,7 @@ tables: $(VENV)/.extra-experiments  ## solve the codecs' tables again and compar
 	$(BIN)/python tables/write.py --check
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) build target
+	rm -rf $(VENV) $(PEERS) build target
 
 bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (where importable) torch; BENCH="--sizes 2^20" to choose
 	$(BIN)/python benches/bench.py $(BENCH)

@@ -1,6 +1,6 @@
 """Numbers below a byte: compute with 4 bits, send a real number in one."""
 
-from lowbit import onebit, plot
+from lowbit import interop, onebit, plot
 from lowbit._codec import Codec
 from lowbit._codecs import Dither, Float32, OneBit, Packed, Qsgd, Sign, TernGrad
 from lowbit._compare import Comparison, compare
@@ -78,6 +78,7 @@ __all__ = [
     "get_num_threads",
     "hadamard_transform",
     "int_format",
+    "interop",
     "load",
     "log_grid",
     "onebit",
