@@ -141,18 +141,18 @@ def test_the_identities_of_one_vector(n: int, rounds: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [0.3, 1, 1.7, 2, 3, 4.5, 8])
-@pytest.mark.parametrize("coded", [False, True], ids=["codebook", "entropy-coded"])
-def test_scales_are_in_their_order(bits: float, coded: bool) -> None:
+@pytest.mark.parametrize("entropy_coded", [False, True], ids=["codebook", "entropy-coded"])
+def test_scales_are_in_their_order(bits: float, entropy_coded: bool) -> None:
     """min_error <= norm <= unbiased for every vector, and the second keeps the norm."""
     for n in (512, 4096, 65536 + 1024):  # no padding, whose error nobody sees
         x = np.exp(normal(n))
         for sender in range(5):
-            codecs = [lb.Eden(bits, scale, entropy_coded=coded) for scale in ("min_error", "norm", "unbiased")]
+            codecs = [lb.Eden(bits, scale, entropy_coded=entropy_coded) for scale in ("min_error", "norm", "unbiased")]
             made = [sent(x, codec, sender) for codec in codecs]
             found = [error(x, y) for y in made]
             assert found == sorted(found)
     x = np.exp(normal(4096))
-    y = sent(x, lb.Eden(bits, "norm", entropy_coded=coded), 1)
+    y = sent(x, lb.Eden(bits, "norm", entropy_coded=entropy_coded), 1)
     assert np.linalg.norm(y) == pytest.approx(np.linalg.norm(x), rel=1e-5)
 
 

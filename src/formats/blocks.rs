@@ -9,6 +9,7 @@ use std::borrow::Cow;
 pub(crate) use super::minifloat::E2M1;
 use super::minifloat::{E2M3, E3M2, E4M3, E5M2};
 use super::{AnyGrid, Call, Codes, Format, Grid, fixed};
+use crate::cpu::Level;
 use crate::error::{Error, Result};
 
 /// The format of scales.
@@ -46,6 +47,23 @@ impl ScaleFormat {
             ScaleFormat::E8m0 => (scale.to_bits() >> 23) as u8,
             ScaleFormat::E4m3 => E4M3.encode(scale) as u8,
         }
+    }
+
+    /// The codes of scales of this format.
+    pub fn encode_all(self, scales: &[f32], codes: &mut [u8]) {
+        Level::current().run(
+            #[inline(always)]
+            || {
+                for (code, scale) in codes.iter_mut().zip(scales) {
+                    *code = self.encode(*scale);
+                }
+            },
+        );
+    }
+
+    /// The scale of every code; NaN for codes that are none.
+    pub fn table(self) -> [f32; 256] {
+        std::array::from_fn(|code| self.decode(code as u8))
     }
 
     /// The scale that a code stands for; NaN for codes that are none.

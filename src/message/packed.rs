@@ -93,7 +93,8 @@ impl Coder for Packed {
             Some(scaling) => {
                 let codes = payload.take(count)?;
                 let undefined = codes.iter().all(|code| *code == ALL_ONES);
-                (codes.iter().map(|code| scaling.format.decode(*code)).collect::<Vec<_>>(), undefined)
+                let table = scaling.format.table();
+                (codes.iter().map(|code| table[usize::from(*code)]).collect::<Vec<_>>(), undefined)
             }
             None => {
                 let bytes = count.checked_mul(4).ok_or_else(|| Error::decode("more scales than can be"))?;

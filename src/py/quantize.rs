@@ -160,9 +160,7 @@ pub(super) fn quantize<'py>(
     if let Some(few_bits) = few_bits {
         // SAFETY: as above.
         let codes = unsafe { fill::<u8>(&scales) };
-        codes.iter_mut().zip(&floats).for_each(|(code, scale)| {
-            *code = few_bits.encode(*scale);
-        });
+        few_bits.encode_all(&floats, codes);
     }
     Ok((packed, scales, offsets, few_bits.filter(|few_bits| few_bits.has_tensor_scale()).map(|_| tensor)))
 }
@@ -227,9 +225,7 @@ pub(super) fn scale_codes<'py>(
     let scales = slice_of::<f32>("scale", scale)?;
     check_few_bits(&format, scaling.format, scales)?;
     fill_new::<u8>(py, scale.shape(), |codes| {
-        codes.iter_mut().zip(scales).for_each(|(code, scale)| {
-            *code = scaling.format.encode(*scale);
-        });
+        scaling.format.encode_all(scales, codes);
         Ok(())
     })
 }
@@ -247,8 +243,9 @@ pub(super) fn scale_values<'py>(
     };
     let bytes = slice_of::<u8>("codes", codes)?;
     fill_new::<f32>(py, codes.shape(), |scales| {
+        let table = scaling.format.table();
         scales.iter_mut().zip(bytes).for_each(|(scale, code)| {
-            *scale = scaling.format.decode(*code);
+            *scale = table[usize::from(*code)];
         });
         Ok(())
     })

@@ -73,19 +73,18 @@ impl Factors for EachScale<'_> {
     }
 }
 
-/// A factor for each element of a tile, in four slices of the same length.
+/// The same with an offset for each.
 #[derive(Clone, Copy)]
 pub(super) struct Each<'a> {
     pub scale: &'a [f32],
     pub recip: &'a [f32],
-    pub sub: &'a [f32],
-    pub add: &'a [f32],
+    pub offset: &'a [f32],
 }
 
 impl Factors for Each<'_> {
     #[inline(always)]
     fn at(&self, i: usize) -> Factor {
-        Factor { scale: self.scale[i], recip: self.recip[i], sub: self.sub[i], add: self.add[i] }
+        Factor { scale: self.scale[i], recip: self.recip[i], sub: self.offset[i], add: self.offset[i] }
     }
 }
 

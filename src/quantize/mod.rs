@@ -8,6 +8,7 @@ mod kernel;
 mod layout;
 mod observe;
 mod plan;
+mod runs;
 mod slab;
 
 use std::marker::PhantomData;

@@ -66,7 +66,13 @@ fn look(x: &View, grouping: Grouping, finisher: Finisher, scale: &mut [f32], sec
         Grouping::Axis(axis) if !ordered && after(axis) < LONG_RUN => {
             channels(x, shape[axis], after(axis), rule.statistic, put);
         }
-        _ => in_order(x, grouping, |_, piece| rule.statistic.observe(piece), put),
+        _ => in_order(
+            x,
+            grouping,
+            #[inline(always)]
+            |_, piece| rule.statistic.observe(piece),
+            put,
+        ),
     }
 }
 
@@ -74,7 +80,13 @@ fn look(x: &View, grouping: Grouping, finisher: Finisher, scale: &mut [f32], sec
 pub fn observe_all(x: &View, statistic: Statistic) -> Observed {
     let whole = std::cell::Cell::new(Observed::NOTHING);
     if !x.is_empty() {
-        in_order(x, Grouping::Array, |_, piece| statistic.observe(piece), |_, seen| whole.set(*seen));
+        in_order(
+            x,
+            Grouping::Array,
+            #[inline(always)]
+            |_, piece| statistic.observe(piece),
+            |_, seen| whole.set(*seen),
+        );
     }
     whole.get()
 }

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::kernel::{Each, EachScale, Factor, Plain, Round, Tile};
+use super::kernel::{Factor, Plain, Round, Tile};
 use super::layout::{Grouping, Map};
+use super::runs::{FINE, Runs, each};
 use super::slab::{Slab, Words};
 use super::{Given, Rounding, Scaling, Spec, observe};
 use crate::cpu::Level;
@@ -35,35 +36,10 @@ pub(super) struct Buffers {
     pub runs: Runs,
 }
 
-/// The runs of one scale that a tile is made of: where each begins, its scale and its second number.
-pub(super) struct Runs {
-    count: usize,
-    start: [u32; TILE],
-    scale: [f32; TILE],
-    second: [f32; TILE],
-}
-
 impl Buffers {
     #[inline(always)]
     pub fn new() -> Self {
-        let runs = Runs { count: 0, start: [0; TILE], scale: [0.0; TILE], second: [0.0; TILE] };
-        Buffers { input: [0.0; TILE], output: [0.0; TILE], words: [0; TILE], runs }
-    }
-}
-
-/// Groups smaller than this are rounded with a scale for each element, side by side. (Known scales: `Map::is_fine`.)
-const FINE: usize = 33;
-
-impl Runs {
-    /// Gives each of `n` elements its group's numbers, from the last one down, so that none is overwritten too early.
-    #[inline(always)]
-    fn widen(&mut self, group: usize, n: usize) {
-        for j in (0..self.count).rev() {
-            let (scale, second) = (self.scale[j], self.second[j]);
-            let end = n.min((j + 1) * group);
-            self.scale[j * group..end].fill(scale);
-            self.second[j * group..end].fill(second);
-        }
+        Buffers { input: [0.0; TILE], output: [0.0; TILE], words: [0; TILE], runs: Runs::new() }
     }
 }
 
@@ -191,11 +167,11 @@ impl Scaler<'_> {
         let (n, fine) = (place.range.len(), self.is_fine());
         let kind = self.find(place, x, runs);
         if fine {
-            return self.each(n, kind, runs, tile);
+            return each(n, kind, runs, tile);
         }
         for j in 0..runs.count {
             let end = if j + 1 < runs.count { runs.start[j + 1] as usize } else { n };
-            let (range, scale) = (runs.start[j] as usize..end, runs.scale[j] * self.tensor);
+            let (range, scale) = (runs.start[j] as usize..end, runs.scale[j]);
             match kind {
                 Second::Nothing => tile.run(range, Plain(scale)),
                 _ => tile.run(range, Factor::with(scale, kind, runs.second[j])),
@@ -217,7 +193,15 @@ impl Scaler<'_> {
     fn find(&self, place: Place, x: &[f32], runs: &mut Runs) -> Second {
         self.level.part(
             #[inline(always)]
-            || self.found(place, x, runs),
+            || {
+                let n = place.range.len();
+                let kind = self.found(place, x, runs);
+                runs.complete(kind, self.tensor);
+                if matches!(self.scales, Scales::OnTheSpot { .. }) && (2..FINE).contains(&self.group) {
+                    runs.widen(self.group, n, kind);
+                }
+                kind
+            },
         )
     }
 
@@ -226,6 +210,7 @@ impl Scaler<'_> {
         let Place { range, group: first } = place;
         match self.scales {
             Scales::Known { scale, second, kind } if self.map.is_fine() => {
+                runs.count = range.len();
                 self.spread(range.clone(), scale, &mut runs.scale);
                 if kind != Second::Nothing {
                     self.spread(range, second, &mut runs.second);
@@ -248,12 +233,17 @@ impl Scaler<'_> {
                 kind
             }
             Scales::OnTheSpot { finisher, scale, offset } => {
-                // Observing all groups first lets the divisions of one overlap the reading of the next.
-                for (j, run) in x.chunks(self.group).enumerate() {
-                    runs.start[j] = (j * self.group) as u32;
-                    (runs.scale[j], runs.second[j]) = finisher.finish(&finisher.rule.statistic.observe(run));
-                }
                 runs.count = x.len().div_ceil(self.group);
+                if let Some(scaling) = &finisher.format.scaling {
+                    runs.observe_amax(x, self.group);
+                    finisher.of_few_bits(&mut runs.scale[..runs.count], &mut runs.second[..runs.count], scaling);
+                } else {
+                    // Observing all groups first lets the divisions of one overlap the reading of the next.
+                    for (j, run) in x.chunks(self.group).enumerate() {
+                        runs.start[j] = (j * self.group) as u32;
+                        (runs.scale[j], runs.second[j]) = finisher.finish(&finisher.rule.statistic.observe(run));
+                    }
+                }
                 if finisher.rule.looks_again() {
                     for (j, run) in x.chunks(self.group).enumerate() {
                         let found = (runs.scale[j], runs.second[j]);
@@ -268,32 +258,9 @@ impl Scaler<'_> {
                         offset.put(first + j, runs.second[j]);
                     }
                 }
-                if self.group > 1 && self.group < FINE {
-                    runs.widen(self.group, x.len());
-                }
                 finisher.rule.second()
             }
         }
-    }
-
-    /// Runs the kernel of a tile of `n` elements with a scale (and second number) for each.
-    #[inline(always)]
-    fn each(&self, n: usize, kind: Second, runs: &mut Runs, tile: &mut impl Tile) {
-        let mut recips = [1.0; TILE];
-        for scale in &mut runs.scale[..n] {
-            *scale *= self.tensor;
-        }
-        let divisors = if kind == Second::Divisor { &runs.second } else { &runs.scale };
-        for (recip, divisor) in recips[..n].iter_mut().zip(divisors) {
-            *recip = 1.0 / divisor;
-        }
-        if kind != Second::Offset {
-            return tile.run(0..n, EachScale { scale: &runs.scale[..n], recip: &recips[..n] });
-        }
-        let (mut subs, mut adds) = ([0.0; TILE], [-0.0; TILE]);
-        subs[..n].copy_from_slice(&runs.second[..n]);
-        adds[..n].copy_from_slice(&runs.second[..n]);
-        tile.run(0..n, Each { scale: &runs.scale[..n], recip: &recips[..n], sub: &subs[..n], add: &adds[..n] });
     }
 }
 

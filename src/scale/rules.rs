@@ -152,7 +152,9 @@ impl Finisher<'_> {
             return (1.0, 0.0);
         }
         if let Some(scaling) = &self.format.scaling {
-            return self.of_few_bits(seen.magnitude, scaling);
+            let (mut scale, mut second) = ([seen.amax()], [1.0]);
+            self.of_few_bits(&mut scale, &mut second, scaling);
+            return (scale[0], second[0]);
         }
         let n = seen.count as f64;
         let (scale, second) = match self.rule.kind {
@@ -179,32 +181,39 @@ impl Finisher<'_> {
         }
     }
 
-    /// Scales that are powers of two, or E4M3.
+    /// Makes the largest magnitudes of groups their scales of a few bits, with the second candidates of a rule that has two.
     #[inline(always)]
-    fn of_few_bits(&self, magnitude: u32, scaling: &blocks::Scaling) -> (f32, f32) {
-        let amax = f32::from_bits(magnitude);
-        if magnitude >= INFINITY_BITS || self.tensor.is_nan() {
-            return (f32::NAN, f32::NAN);
-        }
-        if magnitude == 0 {
-            return (1.0, 1.0);
-        }
+    pub(crate) fn of_few_bits(&self, amax: &mut [f32], second: &mut [f32], scaling: &blocks::Scaling) {
         let exponent = |bits: u32| (bits >> 23) as i32 - 127;
         let rounded_up = |bits: u32| exponent(bits) + i32::from(bits & 0x7f_ffff != 0);
-        let e4m3 = |reference: f32| ScaleFormat::nearest_e4m3((amax / reference) * (1.0 / self.tensor));
-        let scale = match self.rule.kind {
-            Kind::FourOverSix => return (e4m3(6.0), e4m3(4.0)),
-            Kind::Amax => return (e4m3(self.format.reference), 1.0),
-            Kind::Ceil => rounded_up(magnitude) - scaling.exponent,
-            Kind::Rceil => match (amax / self.format.reference).to_bits() {
+        let by = scaling.exponent;
+        let half = 1 << (22 - scaling.mantissa);
+        let reference = self.format.reference;
+        match self.rule.kind {
+            Kind::FourOverSix => {
+                for (amax, second) in amax.iter_mut().zip(second) {
+                    *second = self.e4m3(*amax, 4.0);
+                    *amax = self.e4m3(*amax, 6.0);
+                }
+            }
+            Kind::Amax => amax.iter_mut().for_each(|amax| *amax = self.e4m3(*amax, reference)),
+            Kind::Ceil => powers_of_two(amax, |amax| rounded_up(amax.to_bits()) - by),
+            Kind::Even => powers_of_two(amax, |amax| exponent(amax.to_bits() + half) - by),
+            Kind::Rceil => powers_of_two(amax, |amax| {
+                let bits = (amax / reference).to_bits();
                 // 2^-127 is in the middle of the numbers without an exponent.
-                bits @ ..0x80_0000 => -127 + i32::from(bits > 0x40_0000),
-                bits => rounded_up(bits),
-            },
-            Kind::Even => exponent(magnitude + (1 << (22 - scaling.mantissa))) - scaling.exponent,
-            _ => exponent(magnitude) - scaling.exponent,
-        };
-        (power_of_two(scale.clamp(-127, 127)), 1.0)
+                if bits < 0x80_0000 { -127 + i32::from(bits > 0x40_0000) } else { rounded_up(bits) }
+            }),
+            _ => powers_of_two(amax, |amax| exponent(amax.to_bits()) - by),
+        }
+    }
+
+    /// The E4M3 scale of a block whose largest magnitude is to become `reference`; 1 for a block of zeros.
+    #[inline(always)]
+    fn e4m3(&self, amax: f32, reference: f32) -> f32 {
+        let scale = ScaleFormat::nearest_e4m3((amax / reference) * (1.0 / self.tensor));
+        let scale = if amax == 0.0 { 1.0 } else { scale };
+        if amax.is_finite() && !self.tensor.is_nan() { scale } else { f32::NAN }
     }
 
     /// What a second look at (a piece of) a group sees, after the first has given these two numbers.
@@ -253,6 +262,16 @@ impl Finisher<'_> {
 #[inline(always)]
 fn clamped(scale: f32) -> f32 {
     scale.clamp(SCALE_RANGE.0, SCALE_RANGE.1)
+}
+
+/// Makes magnitudes powers of two of these exponents, within E8M0's; 1 for zero.
+#[inline(always)]
+fn powers_of_two(magnitudes: &mut [f32], exponent: impl Fn(f32) -> i32) {
+    for magnitude in magnitudes {
+        let power = power_of_two(exponent(*magnitude).clamp(-127, 127));
+        let scale = if *magnitude == 0.0 { 1.0 } else { power };
+        *magnitude = if magnitude.is_finite() { scale } else { f32::NAN };
+    }
 }
 
 /// 2^k for k from -127 to 127.
