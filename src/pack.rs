@@ -120,6 +120,9 @@ fn spread(word: u64, bits: u32) -> u64 {
     pairs & one | (pairs >> bits & one) << 8
 }
 
+/// So many times eight codes go from step to step.
+const EIGHTS: usize = 32;
+
 /// Packs by eights: eight codes fill `bits` bytes.
 #[inline(always)]
 fn pack_eights<C: Code>(codes: &[C], bits: u32, out: &mut [u8]) {
@@ -131,7 +134,6 @@ fn pack_eights<C: Code>(codes: &[C], bits: u32, out: &mut [u8]) {
         return;
     }
     // In steps that compilers have registers for: to bytes, eight of them squeezed, what counts copied.
-    const EIGHTS: usize = 32;
     for (codes, out) in codes.chunks(8 * EIGHTS).zip(out.chunks_mut(bits as usize * EIGHTS)) {
         let mut bytes = [0_u8; 8 * EIGHTS];
         for (byte, &code) in bytes.iter_mut().zip(codes) {
@@ -189,7 +191,6 @@ pub(crate) fn unpack_tile<C: Code>(level: Level, packed: &[u8], bits: u32, codes
         }
         return;
     }
-    const EIGHTS: usize = 32;
     for (packed, codes) in packed.chunks(bits as usize * EIGHTS).zip(codes.chunks_mut(8 * EIGHTS)) {
         let mut words = [0_u64; EIGHTS];
         for (i, word) in words.iter_mut().enumerate() {

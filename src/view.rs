@@ -216,7 +216,7 @@ impl<'a> View<'a> {
 
     /// Elements `range` where they lie ready as float32.
     #[inline(always)]
-    pub fn part(&self, range: Range<usize>) -> Option<&'a [f32]> {
+    pub(crate) fn part(&self, range: Range<usize>) -> Option<&'a [f32]> {
         assert!(range.start <= range.end && range.end <= self.len, "elements {range:?} of {}", self.len);
         // SAFETY: the elements are in bounds, dense and aligned, and readable for 'a by the promise of `new`.
         self.plain.then(|| unsafe { std::slice::from_raw_parts(self.data.cast::<f32>().add(range.start), range.len()) })

@@ -102,14 +102,21 @@ fn mapping(codec: &Codec, coded: &[&[f32]], exact: &[(Dtype, &[u8])]) -> Vec<u8>
 
 /// A quantized array: the bytes need only be possible codes and scales.
 fn quantized(record: &Quantized, scales: usize, bits: u32) -> Vec<u8> {
-    let scale: Vec<u8> = (1..=scales).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let floats: Vec<u8> = (1..=scales).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let few_bits = record.format.scaling.is_some();
+    let scale = if few_bits { vec![0x38; scales] } else { floats };
+    let tensor_scale = if record.has_tensor_scale() { 1.5_f32.to_le_bytes().to_vec() } else { vec![] };
     let codes = vec![0; packed_len(record.shape.iter().product(), bits)];
     let offset = if record.has_offset { scale.clone() } else { vec![] };
-    let parts = Parts { scale: &scale, offset: &offset, packed: &codes };
+    let parts = Parts { tensor_scale: &tensor_scale, scale: &scale, offset: &offset, packed: &codes };
     let (head, length) = record.head(parts).expect("a sound array");
     let mut memory = vec![0; length];
     fill(&head, parts, &mut memory);
     memory
+}
+
+fn format(name: &str) -> std::sync::Arc<lowbit::formats::Format> {
+    lowbit::formats::Format::named(name).expect("a format")
 }
 
 /// The files of a target's corpus.
@@ -157,7 +164,7 @@ pub fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         files.push(("quicfl-outliers".into(), single(&codec(10, &[1, 2]), &[3000], &numbers(3000))));
     }
     let record = Quantized {
-        format: "int4",
+        format: format("int4"),
         shape: vec![4, 6],
         axis: None,
         block_size: None,
@@ -174,7 +181,7 @@ pub fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         scale_shape: vec![1, 2, 1],
         ..record.clone()
     };
-    let rows = Quantized { axis: Some(1), scale_shape: vec![1, 6], format: "radix4", ..record.clone() };
+    let rows = Quantized { axis: Some(1), scale_shape: vec![1, 6], format: format("radix4"), ..record.clone() };
     let beyond = Quantized {
         axis: Some(0),
         block_size: Some(1 << 63),
@@ -182,7 +189,24 @@ pub fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         scale_shape: vec![1, 1, 3],
         ..record.clone()
     };
+    let block = |name: &str, size, shape: &[usize], scale_shape: &[usize]| Quantized {
+        format: format(name),
+        axis: Some(shape.len() - 1),
+        block_size: Some(size),
+        shape: shape.to_vec(),
+        scale_shape: scale_shape.to_vec(),
+        ..record.clone()
+    };
+    let (mxfp4, nvfp4) = (block("mxfp4", 32, &[2, 40], &[2, 2]), block("nvfp4", 16, &[33], &[3]));
+    let composed = block("block(float(3,2,bias=5,fn),e4m3,7)", 7, &[15], &[3]);
+    let made = Quantized { format: format("fixed(12,6,symmetric)"), ..record.clone() };
+    let table = Quantized { format: format("table(-1,-0.25,0,0.25,1)"), ..record.clone() };
     let records = [
+        ("-mxfp4", &mxfp4, 4),
+        ("-nvfp4", &nvfp4, 3),
+        ("-composed", &composed, 3),
+        ("-made", &made, 1),
+        ("-table", &table, 1),
         ("", &record, 1),
         ("-dithered", &dithered, 1),
         ("-blocks", &blocks, 12),
@@ -191,8 +215,7 @@ pub fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
         ("-beyond", &beyond, 3),
     ];
     for (name, record, scales) in records {
-        let bits = lowbit::formats::Format::named(record.format).expect("a format").bits;
-        files.push((format!("quantized{name}"), quantized(record, scales, bits)));
+        files.push((format!("quantized{name}"), quantized(record, scales, record.format.bits)));
     }
     files
 }

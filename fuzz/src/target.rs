@@ -1,7 +1,6 @@
 //! What is done with an input, and what must hold whatever the input is.
 
 use lowbit::error::{Error, Result};
-use lowbit::formats::Format;
 use lowbit::message::envelope::{Array, Message, Target as Out, mean_of};
 use lowbit::message::header::{Header, count};
 use lowbit::message::quantized::{self, Quantized, floats};
@@ -182,8 +181,13 @@ impl Target {
             Some(_) => Rounding::Dither(key().purpose(Purpose::Rounding).stream()),
             None => Rounding::Nearest,
         };
-        let spec = Spec { format: Format::named(record.format).expect("it was found"), grouping, rounding };
-        let (scale, offset): (Vec<f32>, Vec<f32>) = (floats(parts.scale).collect(), floats(parts.offset).collect());
+        let tensor = floats(parts.tensor_scale).next().unwrap_or(1.0);
+        let spec = Spec { format: &record.format, grouping, rounding, tensor };
+        let scale: Vec<f32> = match record.format.scaling {
+            Some(scaling) => parts.scale.iter().map(|code| scaling.format.decode(*code)).collect(),
+            None => floats(parts.scale).collect(),
+        };
+        let offset: Vec<f32> = floats(parts.offset).collect();
         let (mut strides, mut step) = (vec![0; record.scale_shape.len()], 1);
         for (axis, stride) in strides.iter_mut().enumerate().rev() {
             *stride = if record.scale_shape[axis] == 1 { 0 } else { step };

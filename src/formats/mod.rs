@@ -157,6 +157,7 @@ macro_rules! registry {
         $(pub mod $module;)*
 
         /// A grid of any family.
+        #[allow(clippy::large_enum_variant, reason = "there are few formats, and kernels want their grids at hand")]
         #[derive(Clone, Debug, PartialEq)]
         pub enum AnyGrid {
             $($(

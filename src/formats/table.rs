@@ -244,20 +244,20 @@ impl Codes for &Long {
 
 const NF4: [f32; 16] = [
     -1.0,
-    -0.696_192_800_998_687_7,
-    -0.525_073_051_452_636_7,
-    -0.394_917_488_098_144_53,
-    -0.284_441_381_692_886_35,
-    -0.184_773_430_228_233_34,
-    -0.091_050_036_251_544_95,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
     0.0,
-    0.079_580_299_556_255_34,
-    0.160_930_201_411_247_25,
-    0.246_112_301_945_686_34,
-    0.337_915_241_718_292_24,
-    0.440_709_829_330_444_34,
-    0.562_617_003_917_694_1,
-    0.722_956_836_223_602_3,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
     1.0,
 ];
 
@@ -324,14 +324,14 @@ pub fn codebook(values: &[f32]) -> Result<Format> {
     }
     let values: Vec<f32> = values.iter().map(|value| value + 0.0).collect();
     let bits = usize::BITS - (values.len() - 1).leading_zeros();
-    let spelled: Vec<String> = values.iter().map(|value| spell(format!("{value:?}"))).collect();
+    let spelled: Vec<String> = values.iter().map(|value| spell(&format!("{value:?}")).to_owned()).collect();
     let name = format!("table({})", spelled.join(","));
     Ok(of_values(name, bits, values, "a codebook of the caller's own: lowbit.table_format"))
 }
 
 /// A shortest decimal that reads back, integers without a point.
-fn spell(shortest: String) -> String {
-    shortest.strip_suffix(".0").map_or(shortest.clone(), str::to_owned)
+fn spell(shortest: &str) -> &str {
+    shortest.strip_suffix(".0").unwrap_or(shortest)
 }
 
 /// `q_0 = 0`, `q_(i+1) = (1 + zeta) q_i + delta` and their negatives, in `bits` bits: Li and De Sa's grid.
@@ -361,7 +361,7 @@ pub fn log_grid(zeta: f64, delta: f64, bits: u32) -> Result<Format> {
         return Err(Error::argument("delta", reason));
     }
     let values = magnitudes[1..].iter().rev().map(|q| -q).chain(magnitudes.iter().copied()).collect();
-    let name = format!("log({bits},{},{})", spell(format!("{zeta:?}")), spell(format!("{delta:?}")));
+    let name = format!("log({bits},{},{})", spell(&format!("{zeta:?}")), spell(&format!("{delta:?}")));
     Ok(of_values(name, bits, values, "Li and De Sa, NeurIPS 2019: lowbit.log_grid"))
 }
 

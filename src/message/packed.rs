@@ -89,22 +89,18 @@ impl Coder for Packed {
         let scale_shape = grouping.scale_shape(shape);
         let count = scale_shape.iter().product::<usize>();
         let tensor = if self.has_tensor_scale() { payload.float()? } else { 1.0 };
-        let (scales, undefined) = match self.format.scaling {
-            Some(scaling) => {
-                let codes = payload.take(count)?;
-                let undefined = codes.iter().all(|code| *code == ALL_ONES);
-                let table = scaling.format.table();
-                (codes.iter().map(|code| table[usize::from(*code)]).collect::<Vec<_>>(), undefined)
+        let (scales, undefined): (Vec<f32>, bool) = if let Some(scaling) = self.format.scaling {
+            let (codes, table) = (payload.take(count)?, scaling.format.table());
+            let scales = codes.iter().map(|code| table[usize::from(*code)]).collect();
+            (scales, codes.iter().all(|code| *code == ALL_ONES))
+        } else {
+            let bytes = count.checked_mul(4).ok_or_else(|| Error::decode("more scales than can be"))?;
+            let scales = payload.take(bytes)?;
+            let undefined = floats(scales).all(f32::is_nan);
+            if !undefined {
+                check_scales("scale", floats(scales)).map_err(|error| Error::decode(error.to_string()))?;
             }
-            None => {
-                let bytes = count.checked_mul(4).ok_or_else(|| Error::decode("more scales than can be"))?;
-                let scales = payload.take(bytes)?;
-                let undefined = floats(scales).all(f32::is_nan);
-                if !undefined {
-                    check_scales("scale", floats(scales)).map_err(|error| Error::decode(error.to_string()))?;
-                }
-                (if undefined { vec![] } else { floats(scales).collect() }, undefined)
-            }
+            (floats(scales).collect(), undefined)
         };
         if !undefined && (scales.iter().any(|scale| scale.is_nan()) || !tensor_scale_fits(tensor)) {
             return Err(Error::decode("a scale is no positive number of its format"));

@@ -170,7 +170,7 @@ pub fn fake_quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut ViewMut) 
                         }
                         simd::stream_done();
                     },
-                )
+                );
             });
         }
     }
@@ -245,7 +245,7 @@ pub fn quantize(x: &View, spec: Spec, scaling: Scaling, out: &mut [u8]) -> Resul
                         }
                         simd::stream_done();
                     },
-                )
+                );
             });
             any_bad.into_inner()
         }
@@ -370,7 +370,7 @@ fn dequantize_codes<C: Code>(
                         }
                         simd::stream_done();
                     },
-                )
+                );
             });
         }
     }

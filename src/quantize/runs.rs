@@ -93,7 +93,7 @@ fn widen_from(numbers: &mut [f32; TILE], size: usize, groups: usize, n: usize) {
 #[inline(always)]
 fn widen_to<const N: usize>(numbers: &mut [f32; TILE], n: usize) {
     let whole = n / N;
-    if n % N > 0 {
+    if !n.is_multiple_of(N) {
         let number = numbers[whole];
         numbers[whole * N..n].fill(number);
     }
