@@ -9,9 +9,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+
+if not (shutil.which("c++") or shutil.which("g++")):
+    pytest.skip("qtorch compiles its kernels when it is imported: it needs a C++ compiler", allow_module_level=True)
+
 from qtorch.quant import block_quantize, fixed_point_quantize, float_quantize
 
 import lowbit as lb
@@ -22,9 +28,14 @@ FIXED = [(8, 4), (5, 4), (12, 6), (16, 12), (4, 2)]
 
 
 def numbers(low: int, high: int, seed: int, length: int) -> np.ndarray:
-    """Any finite number, numbers of these exponents, and those with only `length` bits, half of which are ties."""
+    """Any finite number, numbers of these exponents, and those with only `length` bits, half of which are ties.
+
+    And every bfloat16 and every float16.
+    """
     rng = np.random.default_rng(seed)
-    x = wild(1 << 16, seed)
+    sixteen = np.arange(1 << 16, dtype=np.uint16)
+    half = sixteen.view(np.float16).astype(np.float32)
+    x = np.concatenate([wild(1 << 22, seed), half, (sixteen.astype(np.uint32) << 16).view(np.float32)])
     exponent = rng.integers(max(low, -126), min(high, 127) + 1, 1 << 16)
     long = np.ldexp(1 + rng.integers(0, 1 << 23, 1 << 16) / (1 << 23), exponent)
     short = np.ldexp(1 + rng.integers(0, 1 << length, 1 << 16) / (1 << length), exponent)
