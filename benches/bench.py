@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 PEERS = {
     **{"numpy": "numpy", "numba": "numba", "torch": "torch", "torch_compile": "torch", "torchao": "torchao"},
     **{"ffht": "ffht", "fht_cpu": "fht_cpu"},
+    # Of number formats only; microxcaling stands for what it computes.
+    **{"ml_dtypes": "ml_dtypes", "qtorch": "qtorch.quant", "torchao_eager": "torchao", "microxcaling": "torch"},
 }
 WARM_HEAP = {
     # Freed memory stays with the process, so that a peer that returns a fresh array is not timed faulting pages in.

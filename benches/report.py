@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from operations import OPERATIONS, Operation
+from operations import OPERATIONS
+from problems import Operation
 
 GOAL_SIZE, CACHED_SIZE = 2**24, 2**17
 SLOWER = {"v4": 1.0, "v3": 2.5}  # by the level in force: what the goals, set for AVX-512, are multiplied by
@@ -78,14 +79,14 @@ def table(rows: list[Row], peers: list[str]) -> str:
         f"\n{first.n} elements, {first.threads} thread{'s' * (first.threads > 1)}, level {first.level}, "
         f"load average {first.load:.1f} to {last.load:.1f}, "
         f"one-thread memcpy {memcpy:.3f} ns/element ({8 / memcpy:.1f} GB/s)",
-        f"{'':32}{'ns/element (quartiles)':>24}{'GB/s':>8}{'x memcpy':>10}  {'goal':22}"
+        f"{'':36}{'ns/element (quartiles)':>24}{'GB/s':>8}{'x memcpy':>10}  {'goal':22}"
         + "".join(f"{peer:>15}" for peer in peers),
     ]
     for row in rows:
         middle, low, high = row.ns["lowbit"]
         goal = row.goal("lowbit")
         verdict = f"{goal[0]} {'met' if goal[1] else 'MISSED'}" if goal else ""
-        line = f"{row.operation.name:32}{f'{middle:.3f} ({low:.3f}-{high:.3f})':>24}"
+        line = f"{row.operation.name:36}{f'{middle:.3f} ({low:.3f}-{high:.3f})':>24}"
         line += f"{row.operation.bytes_moved / middle:8.1f}{middle / row.memcpy:10.2f}  {verdict:22}"
         for peer in peers:
             if peer in row.ns:
@@ -105,7 +106,7 @@ def speedups(rows: list[Row]) -> str:
         two = relative.get((name, n, 2))
         if threads == 1 and two is not None:
             missed = n == GOAL_SIZE and one / two < BY_NAME[name].speedup_goal
-            lines.append(f"{name:32}{n:>10}{one / two:8.2f}{' MISSED' * missed}")
+            lines.append(f"{name:36}{n:>10}{one / two:8.2f}{' MISSED' * missed}")
     return "\n".join(lines)
 
 
@@ -115,7 +116,7 @@ def overhead(calls: dict[str, dict[str, float]]) -> str:
     for name, us in calls.items():
         above = us["call"] - us["kernel"]
         verdict = "met" if above <= OVERHEAD_GOAL else "MISSED"
-        lines.append(f"{name:32}{us['call']:8.2f}, kernel{us['kernel']:8.2f}, Python{above:8.2f}  {verdict}")
+        lines.append(f"{name:36}{us['call']:8.2f}, kernel{us['kernel']:8.2f}, Python{above:8.2f}  {verdict}")
     return "\n".join(lines)
 
 
