@@ -165,14 +165,15 @@ def check_bfloat16(problem: Problem, result: Any) -> None:
 
 
 def unpack_blocks(problem: Problem, result: Any, name: str) -> NDArray[np.float32]:
-    """Give the numbers that ``(codes, scales, layout)`` stand for; a fake-quantization is numbers already."""
+    """Decode ``(codes, scale codes, tensor scale)``; what is fake-quantized is decoded already."""
     if not isinstance(result, tuple):
         return np.asarray(result).reshape(-1)
-    codes, scales = np.asarray(result[0]).reshape(-1), np.asarray(result[1], np.float32).reshape(-1)
+    codes, scale_codes = (np.asarray(array).reshape(-1) for array in result[:2])
     assert codes.nbytes == problem.n // 2, "not four bits a number"
-    assert scales.size == problem.n // BLOCK[name], "not one scale a block"
+    assert scale_codes.nbytes == problem.n // BLOCK[name], "not a byte for the scale of a block"
     magnitudes = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     table = np.concatenate([magnitudes, -magnitudes])
+    scales = scale_table(name)[scale_codes] * np.float32(result[2])
     return table[np.stack([codes & 15, codes >> 4], axis=1).reshape(-1)] * np.repeat(scales, BLOCK[name])
 
 

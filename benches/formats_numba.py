@@ -171,12 +171,21 @@ def code(x, recip):
     return u32(u32(magnitude) | u32(u32(f32(x).view(u32) >> u32(31)) << u32(3)))
 
 
+@inlined
+def scale_code(scale, tensor):
+    """Give the byte of E4M3, or without a tensor's scale of E8M0."""
+    bits = f32(scale).view(u32)
+    e4m3 = i32(scale * f32(512)) if scale < f32(2**-6) else i32(bits >> u32(20)) - i32(120 << 3)
+    return u8(e4m3) if tensor > f32(0) else u8(bits >> u32(23))
+
+
 @parallel
-def _rows(rows, tensor, scales, out):
+def _rows(rows, tensor, scale_codes, out):
     for g in prange(rows.shape[0]):
         row, target = rows[g], out[g]
-        scales[g] = block_scale(row, tensor)
-        recip = f32(1) / (scales[g] * (tensor if tensor > f32(0) else f32(1)))
+        scale = block_scale(row, tensor)
+        scale_codes[g] = scale_code(scale, tensor)
+        recip = f32(1) / (scale * (tensor if tensor > f32(0) else f32(1)))
         for j in range(target.size):
             target[j] = u8(u32(code(row[2 * j], recip) | u32(code(row[2 * j + 1], recip) << u32(4))))
 
@@ -264,12 +273,12 @@ def fake_quantize_blocks(problem: Problem, name: str) -> Callable[[], Any]:
 
 def quantize_blocks(problem: Problem, name: str) -> Callable[[], Any]:
     rows = problem.x.reshape(-1, BLOCK[name])
-    out, scales = problem.empty(u8, bits=4).reshape(len(rows), -1), np.ones(len(rows), np.float32)
+    out, scale_codes = problem.empty(u8, bits=4).reshape(len(rows), -1), np.ones(len(rows), u8)
 
     def call() -> Any:
         tensor = _tensor_scale(problem, name)
-        _rows(rows, tensor, scales, out)
-        return out, scales * (tensor or f32(1)), "adjacent"
+        _rows(rows, tensor, scale_codes, out)
+        return out, scale_codes, tensor or 1
 
     return call
 

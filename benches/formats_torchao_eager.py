@@ -65,7 +65,7 @@ def quantize_blocks(problem: Problem, name: str, run: Any = exactly) -> Callable
 
     def call() -> Any:
         packed, scales, *tensor_scale = forward(rows)
-        return packed.view(torch.uint8), scales.float() * (tensor_scale[0] if tensor_scale else 1), "adjacent"
+        return packed.view(torch.uint8), scales.view(torch.uint8), *(tensor_scale or (1,))
 
     return call
 

@@ -117,6 +117,7 @@ def main() -> None:
     lb.set_num_threads(options.threads)
     packages = {"numpy": "numpy", "numba": "numba", "torch": "torch", "torchao": "torchao"}
     packages |= {"ffht": "ffht-unofficial", "fht_cpu": "fht-cpu", "ml_dtypes": "ml_dtypes", "qtorch": "qtorch"}
+    packages |= {"torchao_eager": "torchao"}
     versions = {"python": platform.python_version(), "lowbit": lb.__version__}
     versions |= {name: version(package) for name, package in packages.items() if name in ("numpy", *options.peers)}
     say({"cpu": processor(), "level": _core.cpu_level(), "threads": options.threads, "versions": versions})

@@ -172,7 +172,7 @@ def quantize_blocks(problem: Problem, name: str) -> Callable[[], Any]:
 
     def call() -> Any:
         q = lb.quantize(problem.x, name, out=out)
-        return q.packed, q.scale * (q.tensor_scale or np.float32(1)), "adjacent"
+        return q.packed, q.scale_codes, q.tensor_scale or 1
 
     return call
 
