@@ -114,7 +114,7 @@ def simulators(rows: list[Row]) -> str:
         return "\nno library that simulates number formats was measured"
     lines = [
         f"\nbeside the libraries that simulate number formats, {rows[0].n} elements, 1 thread "
-        f"(a goal for each at {GOAL_SIZE}: {SIMULATOR_GOAL:g} times as fast, or within {FLOOR:g} of the memory's floor)",
+        f"(goal at {GOAL_SIZE}: {SIMULATOR_GOAL:g} times as fast, or within {FLOOR:g} of the memory's floor)",
         f"{'':36}{'ns/element':>12}{'floor':>9}{'x floor':>9}"
         + "".join(f"{name:>15}" for name in SIMULATORS)
         + "  met by",
