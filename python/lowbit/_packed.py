@@ -86,7 +86,8 @@ class Packed(Codec):
 
     def _groups(self, d: int) -> list[tuple[int, int]]:
         """Sizes of groups that share a scale, and how many there are of each."""
-        size = self.block_size or _core.get_format(self.format).default_block or d
+        fmt = _core.get_format(self.format)
+        size = d if fmt.default_scale == "one" else self.block_size or fmt.default_block or d
         whole, rest = divmod(d, size)
         return [(n, count) for n, count in ((size, whole), (rest, 1)) if n and count]
 
