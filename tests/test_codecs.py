@@ -117,7 +117,7 @@ def vnmse(y: np.ndarray, x: np.ndarray) -> float:
         (lambda: lb.Qsgd(0), lb.Error, "levels: 0"),
         (lambda: lb.Qsgd(32768), lb.Error, "levels: 32768"),
         (lambda: lb.Qsgd(1.5), TypeError, "levels"),
-        (lambda: lb.Packed("int9"), lb.Error, "int9"),
+        (lambda: lb.Packed("nf5"), lb.Error, "nf5"),
         (lambda: lb.Packed("int4", block_size=0), lb.Error, "block_size"),
         (lambda: lb.Packed("int4", block_size=2**32), lb.Error, "block_size"),
         (lambda: lb.Packed("int4", rounding="dither"), lb.Error, "rounding: 'dither'"),

@@ -143,7 +143,8 @@ class Rounding(NamedTuple):
     def at(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
         """Give the error at each t."""
         constant, linear, square = self.quadratics[:, np.searchsorted(self.edges, t)]
-        return constant + t * (linear + t * square)
+        error: NDArray[np.float64] = constant + t * (linear + t * square)
+        return error
 
     def within(self, bound: float, scale: float) -> float:
         """Average the error of numbers from N(0, 1), those within plus and minus `bound`, rounded at this scale."""
