@@ -144,7 +144,9 @@ def _check_neighbours(t: NDArray[np.float64], y: NDArray[np.float64], values: ND
     if rounding == "nearest":
         assert (np.abs(y - near) <= np.minimum(near - low, high - near) + slack).all(), "not the nearest value"
     else:
-        unbiased(y - near, "stochastic rounding")
+        unbiased((y - near) * np.sign(near), "stochastic rounding")  # magnitudes: signs cancel anyhow
+        ratio = np.sum((y - near) ** 2) / np.sum((near - low) * (high - near))
+        assert abs(ratio - 1) < 0.01 + 15 / np.sqrt(t.size), f"{ratio:.3f} times the variance of a coin"
 
 
 def check_rounded(problem: Problem, result: Any, label: str, rounding: str) -> None:
