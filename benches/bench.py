@@ -1,4 +1,4 @@
-"""Time lowbit beside a memcpy, NumPy, numba, torch, torch.compile and torchao. ``README.md`` tells how and why so."""
+"""Time lowbit beside a memcpy and the libraries that do the same work. ``README.md`` tells how and why so."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 import subprocess
 import sys
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from operations import OPERATIONS
-from report import BY_NAME, Row, overhead, record, speedups, table
+from report import BY_NAME, Row, overhead, record, simulators, speedups, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,8 @@ HERE = Path(__file__).parent
 PEERS = {
     **{"numpy": "numpy", "numba": "numba", "torch": "torch", "torch_compile": "torch", "torchao": "torchao"},
     **{"ffht": "ffht", "fht_cpu": "fht_cpu"},
+    # Of number formats only; microxcaling stands for what it computes.
+    **{"ml_dtypes": "ml_dtypes", "qtorch": "qtorch.quant", "torchao_eager": "torchao", "microxcaling": "torch"},
 }
 WARM_HEAP = {
     # Freed memory stays with the process, so that a peer that returns a fresh array is not timed faulting pages in.
@@ -93,9 +96,12 @@ def main() -> None:
             progress = f"{threads} threads: {len(rows)} of {len(options.ops) * len(options.sizes)}"
             print(f"\r{progress}", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
-        for n in options.sizes:
-            print(table([row for row in rows if row.n == n], options.peers), flush=True)
+        for n, of_formats in product(options.sizes, (False, True)):
+            chosen = [row for row in rows if row.n == n and bool(row.operation.recipe) == of_formats]
+            if chosen:
+                print(table(chosen, options.peers), flush=True)
         everything += rows
+    print(simulators(everything))
     print(speedups(everything))
     print(overhead(calls))
     print("\n!: a goal beside a peer is missed. Heaps are warm:", " ".join(f"{k}={v}" for k, v in WARM_HEAP.items()))

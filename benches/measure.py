@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib
+import importlib.util
 import json
 import os
 import platform
@@ -17,7 +18,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from operations import OPERATIONS, Operation, Problem
+from operations import OPERATIONS
+from problems import Operation, Problem
 
 import lowbit as lb
 from lowbit import _core
@@ -28,14 +30,23 @@ if TYPE_CHECKING:
 CALLS = 2**21  # elements in one sample, so that small arrays are called several times between two readings of the clock
 
 
+def recipe(operation: Operation, name: str, problem: Problem) -> Callable[[], Any] | None:
+    """Set up one contender, if it can do this: formats of numbers are in modules of their own."""
+    module = "ours" if name == "lowbit" else f"formats_{name}" if operation.recipe else f"peers_{name}"
+    if importlib.util.find_spec(module) is None:
+        return None
+    make = getattr(importlib.import_module(module), operation.recipe or operation.name, None)
+    return make and make(problem, *operation.arguments)
+
+
 def contenders(operation: Operation, problem: Problem, peers: list[str]) -> dict[str, Callable[[], Any]]:
     """Set up everyone who has a recipe for the operation, and see each one's result pass the same check."""
     calls = {}
     for name in ("lowbit", *peers):
-        recipe = getattr(importlib.import_module("ours" if name == "lowbit" else f"peers_{name}"), operation.name, None)
-        if recipe is None:
+        call = recipe(operation, name, problem)
+        if call is None:
             continue
-        calls[name] = recipe(problem)
+        calls[name] = call
         try:
             operation.check(problem, calls[name]())
         except AssertionError as error:
@@ -105,7 +116,8 @@ def main() -> None:
     options = parser.parse_args()
     lb.set_num_threads(options.threads)
     packages = {"numpy": "numpy", "numba": "numba", "torch": "torch", "torchao": "torchao"}
-    packages |= {"ffht": "ffht-unofficial", "fht_cpu": "fht-cpu"}
+    packages |= {"ffht": "ffht-unofficial", "fht_cpu": "fht-cpu", "ml_dtypes": "ml_dtypes", "qtorch": "qtorch"}
+    packages |= {"torchao_eager": "torchao"}
     versions = {"python": platform.python_version(), "lowbit": lb.__version__}
     versions |= {name: version(package) for name, package in packages.items() if name in ("numpy", *options.peers)}
     say({"cpu": processor(), "level": _core.cpu_level(), "threads": options.threads, "versions": versions})

@@ -1,95 +1,15 @@
-"""What is timed: the operations, their goals, the data they run on, and the proof that a contender did the work."""
+"""What is timed: the operations, their goals, and the proof that a contender did the work."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from formats import FORMAT_OPERATIONS
+from problems import KEY, Operation, Problem, unbiased, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
-
-KEY = 1234  # of every random contender, so that a decoder can draw what its encoder drew
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One row of the table; a contender is a function of the same name in a ``peers_*`` module (or ``ours``)."""
-
-    name: str
-    bytes_moved: float
-    """Bytes for each element that every implementation must read and write."""
-    goal: float | None
-    """Times a memcpy of the same float32 array: 2^24 elements, one thread, AVX-512."""
-    check: Callable[[Problem, Any], None]
-    """Raises AssertionError if a contender's result is not what the operation is."""
-    cached_goal: float | None = None
-    """Nanoseconds for each element at 2^17 elements, one thread, AVX-512."""
-    fused_goal: float = 2.0
-    """How many times faster than the best compiled recipes: 2 where codes are packed, unpacked or random, else 1."""
-    speedup_goal: float = 1.7
-    """Of two threads."""
-
-
-class Problem:
-    """The arrays of one size, their pages touched, shared by all contenders."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-        self.x = np.random.default_rng(1).standard_normal(n, dtype=np.float32)
-        amax = np.abs(self.x).max()
-        self.scale = np.float32(amax / np.float32(7))
-        self.radix_scale = np.float32(amax / np.float32(64))
-
-    @cached_property
-    def unit(self) -> NDArray[np.float32]:
-        """Numbers in [0, 1), to be sent in one bit each."""
-        return np.random.default_rng(2).random(self.n, dtype=np.float32)
-
-    @cached_property
-    def codes(self) -> NDArray[np.int8]:
-        """Given INT4 values, -8 to 7, one a byte, to be dequantized."""
-        return np.random.default_rng(3).integers(-8, 8, self.n, dtype=np.int8)
-
-    @cached_property
-    def block_scales(self) -> NDArray[np.float32]:
-        """One scale for each 128 of `codes`."""
-        return np.random.default_rng(4).random(self.n // 128, dtype=np.float32) + np.float32(0.5)
-
-    def rows(self, longest: int | None = None) -> int:
-        """Tell how long rows to transform are: the largest power of two that fits n and the limit."""
-        return min(self.n & -self.n, longest or self.n)
-
-    def empty(self, dtype: Any = np.float32, *, bits: int | None = None) -> NDArray[Any]:
-        """Make a touched array for n elements, or for n times `bits` bits of bytes."""
-        return np.full(self.n if bits is None else self.n * bits // 8, 1, dtype)
-
-
-def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Pack two values a byte, the first in the low nibble, as lowbit stores INT4."""
-    nibbles = codes.view(np.uint8) & 15
-    return nibbles[0::2] | (nibbles[1::2] << 4)
-
-
-def pack_planar(codes: NDArray[np.int8], block: int) -> NDArray[np.uint8]:
-    """Pack the first half of each block in the low nibbles, the second in the high ones (what compilers like best)."""
-    halves = codes.view(np.uint8).reshape(-1, 2, block // 2) & 15
-    return halves[:, 0] | (halves[:, 1] << 4)
-
-
-def unpack(result: tuple[Any, Any, str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the values and the scale of each element of a ``(codes, scales, layout)`` that a contender made."""
-    codes, scales, layout = np.asarray(result[0]), np.asarray(result[1], np.float32).reshape(-1), result[2]
-    if layout != "bytes":
-        codes = codes.reshape(scales.size, -1)
-        codes = np.stack([codes & 15, codes >> 4], axis=2 if layout == "adjacent" else 1).reshape(-1)
-        codes = ((codes ^ 8) - 8).view(np.int8)
-    return codes.reshape(-1).astype(np.float32), np.repeat(scales, codes.size // scales.size)
-
 
 # Checks. A peer may scale or break ties by its own rule (torchao divides amax by 7.5), so what is asked is what the
 # operation promises by any rule: nearest is within half a step, stochastic is a neighbour and right on average.
@@ -97,11 +17,6 @@ def unpack(result: tuple[Any, Any, str]) -> tuple[NDArray[np.float32], NDArray[n
 
 def _steps(x: NDArray[np.float32], scale: Any) -> NDArray[np.float64]:
     return np.clip(x.astype(np.float64) / scale, -8, 7)
-
-
-def _unbiased(error: NDArray[np.float64], what: str) -> None:
-    deviation = abs(error.mean()) * np.sqrt(error.size) / (error.std() + 1e-30)
-    assert deviation < 6, f"{what}: the mean error is {deviation:.1f} standard deviations from zero"
 
 
 def check_int4(problem: Problem, result: Any) -> None:
@@ -114,7 +29,7 @@ def check_int4_stochastic(problem: Problem, result: Any) -> None:
     values, steps = np.asarray(result).astype(np.float64) / problem.scale, _steps(problem.x, problem.scale)
     assert np.abs(values - np.rint(values)).max() < 1e-4, "not on the grid"
     assert np.abs(values - steps).max() < 1.0001, "not a neighbour"
-    _unbiased(values - steps, "stochastic rounding")
+    unbiased(values - steps, "stochastic rounding")
 
 
 def check_quantized(problem: Problem, result: Any, group: int) -> None:
@@ -146,7 +61,7 @@ def check_radix4_stochastic(problem: Problem, result: Any) -> None:
     near = np.minimum(np.abs(values - low), np.abs(values - high)) < 1e-4 * high
     # Those a float32 rounding away from a power of 4 may sit on its other side.
     assert near.mean() > 1 - 1e-4, f"{1 - near.mean():.2%} are not neighbours"
-    _unbiased(values - magnitude, "stochastic rounding")
+    unbiased(values - magnitude, "stochastic rounding")
 
 
 def check_dequantized(problem: Problem, result: Any, group: int) -> None:
@@ -158,7 +73,7 @@ def check_bits(problem: Problem, result: Any) -> None:
     """Packed in the order of the array or in eight planes; either way the mean bit is the mean number."""
     packed = np.asarray(result).reshape(-1)
     assert packed.nbytes == problem.n // 8, "not one bit a number"
-    _unbiased(np.bitwise_count(packed) - problem.unit.reshape(-1, 8).sum(axis=1, dtype=np.float64), "dither")
+    unbiased(np.bitwise_count(packed) - problem.unit.reshape(-1, 8).sum(axis=1, dtype=np.float64), "dither")
 
 
 def check_decoded(problem: Problem, result: Any) -> None:
@@ -166,7 +81,7 @@ def check_decoded(problem: Problem, result: Any) -> None:
     error = np.asarray(result).reshape(-1).astype(np.float64) - problem.unit
     assert np.abs(error).max() < 0.5001, "an error over half"
     assert abs((error**2).mean() * 12 - 1) < 12 / np.sqrt(problem.n), "the mean squared error is not 1/12"
-    _unbiased(error, "dither")
+    unbiased(error, "dither")
 
 
 def check_random(problem: Problem, result: Any) -> None:
@@ -235,4 +150,5 @@ OPERATIONS = [
     Operation("drive_decode_mean_16", 4 + 2, None, lambda p, r: check_message(p, r, DRIVE_ERROR / 16)),
     Operation("quicfl_decode_16", 16 * (4 + 2 / 8), None, lambda p, r: check_message(p, r, 0.2135)),
     Operation("quicfl_decode_mean_16", 4 + 4, None, lambda p, r: check_message(p, r, 0.2135 / 16)),
+    *FORMAT_OPERATIONS,
 ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from operations import KEY
+from formats import stored
+from problems import KEY
 
 import lowbit as lb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from operations import Problem
+    from formats import Grid
+    from problems import Problem
 
 key = lb.Key(KEY)
 
@@ -147,3 +149,36 @@ def quicfl_decode_16(problem: Problem) -> Callable[[], Any]:
 
 def quicfl_decode_mean_16(problem: Problem) -> Callable[[], Any]:
     return _sixteen(problem, lb.QuicFl(2), mean=True)
+
+
+def fake_quantize(problem: Problem, grid: Grid, rounding: Any) -> Callable[[], Any]:
+    out, random = problem.empty(), {"key": key} if rounding == "stochastic" else {}
+    scale = np.float32(grid.scale_of(problem.x)) if grid.given else None
+    return lambda: lb.fake_quantize(problem.x, grid.name, scale=scale, rounding=rounding, out=out, **random)
+
+
+def quantize_bfloat16(problem: Problem) -> Callable[[], Any]:
+    out = problem.empty(np.uint8, bits=16)
+    return lambda: lb.quantize(problem.x, "bfloat16", rounding="stochastic", key=key, out=out).packed
+
+
+def fake_quantize_blocks(problem: Problem, name: str) -> Callable[[], Any]:
+    out = problem.empty()
+    return lambda: lb.fake_quantize(problem.x, name, out=out)
+
+
+def quantize_blocks(problem: Problem, name: str) -> Callable[[], Any]:
+    out = problem.empty(np.uint8, bits=4)
+
+    def call() -> Any:
+        q = lb.quantize(problem.x, name, out=out)
+        return q.packed, q.scale_codes, q.tensor_scale or 1
+
+    return call
+
+
+def dequantize(problem: Problem, name: str) -> Callable[[], Any]:
+    given, out = stored(problem, name), problem.empty()
+    values = given.table[given.codes] * np.repeat(given.scales, problem.n // given.scales.size)
+    q = lb.quantize(values, name, scale=given.scales)
+    return lambda: lb.dequantize(q, out=out)

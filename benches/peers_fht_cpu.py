@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from operations import Problem
+    from problems import Problem
 
 
 def _hadamard(problem: Problem, row: int) -> Callable[[], Any]:

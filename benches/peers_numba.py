@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit, prange
-from operations import KEY, pack_nibbles
+from problems import KEY, pack_nibbles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from operations import Problem
+    from problems import Problem
 
 parallel = njit(parallel=True, fastmath=True, cache=True)
 inlined = njit(fastmath=True, cache=True)

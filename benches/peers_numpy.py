@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from operations import KEY, pack_nibbles
+from problems import KEY, pack_nibbles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-    from operations import Problem
+    from problems import Problem
 
 
 def generator(seed: int = KEY) -> np.random.Generator:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from operations import KEY, pack_nibbles
+from problems import KEY, pack_nibbles
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from operations import Problem
+    from problems import Problem
     from torch import Tensor
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from operations import KEY, pack_planar
 from peers_torch import tensor
+from problems import KEY, pack_planar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from operations import Problem
+    from problems import Problem
     from torch import Tensor
 
 torch._dynamo.config.recompile_limit = 64  # one compilation for each size and block

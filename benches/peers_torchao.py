@@ -17,7 +17,7 @@ from torchao.quantization.quant_primitives import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from operations import Problem
+    from problems import Problem
     from torch import Tensor
 
 torch._dynamo.config.recompile_limit = 64  # one compilation for each size and block

@@ -9,14 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from operations import OPERATIONS, Operation
+from operations import OPERATIONS
+from problems import Operation
 
 GOAL_SIZE, CACHED_SIZE = 2**24, 2**17
 SLOWER = {"v4": 1.0, "v3": 2.5}  # by the level in force: what the goals, set for AVX-512, are multiplied by
 OVERHEAD_GOAL = 5.0  # microseconds of Python for each call
 LIBRARY_GOAL = 8.0  # times the speed of the array libraries, or within FLOOR times the least the memory allows
+SIMULATOR_GOAL = 10.0  # the same beside the libraries that simulate number formats
 FLOOR = 1.5
 COMPILED = ("numba", "torch_compile", "ffht", "fht_cpu")
+SIMULATORS = ("ml_dtypes", "qtorch", "torchao_eager", "microxcaling")
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 COLUMNS = (
     *("utc", "cpu", "level", "threads", "operation", "n", "contender", "ns_per_element", "q1", "q3"),
@@ -45,6 +48,11 @@ class Row:
         """The median."""
         return self.ns["lowbit"][0]
 
+    @property
+    def floor(self) -> float:
+        """The least the memory allows: the time in which memcpy moves as many bytes."""
+        return self.operation.bytes_moved / 8 * self.memcpy
+
     def goal(self, contender: str) -> tuple[str, bool] | None:
         """Tell the goal beside this contender (lowbit: its own) and whether it is met; None where none is set."""
         slower = SLOWER.get(self.level)
@@ -57,8 +65,8 @@ class Row:
         ratio = self.ns[contender][0] / self.lowbit
         if contender in COMPILED:
             return f">= {self.operation.fused_goal:g}", ratio >= self.operation.fused_goal
-        floor = FLOOR * self.operation.bytes_moved / 8 * self.memcpy
-        return f">= {LIBRARY_GOAL:g} or {floor:.3f} ns", ratio >= LIBRARY_GOAL or self.lowbit <= floor
+        limit, least = FLOOR * self.floor, SIMULATOR_GOAL if contender in SIMULATORS else LIBRARY_GOAL
+        return f">= {least:g} or {limit:.3f} ns", ratio >= least or self.lowbit <= limit
 
     def _own_goal(self, slower: float) -> tuple[str, bool] | None:
         if self.n == GOAL_SIZE and self.operation.goal:
@@ -73,19 +81,20 @@ class Row:
 def table(rows: list[Row], peers: list[str]) -> str:
     """Lay out one size on one thread count; a peer's ratio ends in ``!`` where its goal is missed."""
     first, last = rows[0], rows[-1]
+    peers = [peer for peer in peers if any(peer in row.ns for row in rows)]
     memcpy = sorted(row.memcpy for row in rows)[len(rows) // 2]
     lines = [
         f"\n{first.n} elements, {first.threads} thread{'s' * (first.threads > 1)}, level {first.level}, "
         f"load average {first.load:.1f} to {last.load:.1f}, "
         f"one-thread memcpy {memcpy:.3f} ns/element ({8 / memcpy:.1f} GB/s)",
-        f"{'':32}{'ns/element (quartiles)':>24}{'GB/s':>8}{'x memcpy':>10}  {'goal':22}"
+        f"{'':36}{'ns/element (quartiles)':>24}{'GB/s':>8}{'x memcpy':>10}  {'goal':22}"
         + "".join(f"{peer:>15}" for peer in peers),
     ]
     for row in rows:
         middle, low, high = row.ns["lowbit"]
         goal = row.goal("lowbit")
         verdict = f"{goal[0]} {'met' if goal[1] else 'MISSED'}" if goal else ""
-        line = f"{row.operation.name:32}{f'{middle:.3f} ({low:.3f}-{high:.3f})':>24}"
+        line = f"{row.operation.name:36}{f'{middle:.3f} ({low:.3f}-{high:.3f})':>24}"
         line += f"{row.operation.bytes_moved / middle:8.1f}{middle / row.memcpy:10.2f}  {verdict:22}"
         for peer in peers:
             if peer in row.ns:
@@ -97,6 +106,30 @@ def table(rows: list[Row], peers: list[str]) -> str:
     return "\n".join(lines)
 
 
+def simulators(rows: list[Row]) -> str:
+    """Tell how much faster than the libraries that simulate number formats, and how far from what the memory allows."""
+    rows = [row for row in rows if row.threads == 1 and any(name in row.ns for name in SIMULATORS)]
+    rows = [row for row in rows if row.n == max(row.n for row in rows)]
+    if not rows:
+        return "\nno library that simulates number formats was measured"
+    lines = [
+        f"\nbeside the libraries that simulate number formats, {rows[0].n} elements, 1 thread "
+        f"(goal at {GOAL_SIZE}: {SIMULATOR_GOAL:g} times as fast, or within {FLOOR:g} of the memory's floor)",
+        f"{'':36}{'ns/element':>12}{'floor':>9}{'x floor':>9}"
+        + "".join(f"{name:>15}" for name in SIMULATORS)
+        + "  met by",
+    ]
+    for row in rows:
+        line = f"{row.operation.name:36}{row.lowbit:12.3f}{row.floor:9.3f}{row.lowbit / row.floor:9.2f}"
+        ratios = {name: row.ns[name][0] / row.lowbit for name in SIMULATORS if name in row.ns}
+        line += "".join(f"{ratios[name]:14.1f}x" if name in ratios else f"{'-':>15}" for name in SIMULATORS)
+        if row.n == GOAL_SIZE:
+            fast, near = min(ratios.values()) >= SIMULATOR_GOAL, row.lowbit <= FLOOR * row.floor
+            line += "  " + (" and ".join(["speed"] * fast + ["floor"] * near) or "MISSED")
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def speedups(rows: list[Row]) -> str:
     """Tell how much faster two threads are than one, each in units of the memcpy beside it."""
     relative = {(row.operation.name, row.n, row.threads): row.lowbit / row.memcpy for row in rows}
@@ -105,7 +138,7 @@ def speedups(rows: list[Row]) -> str:
         two = relative.get((name, n, 2))
         if threads == 1 and two is not None:
             missed = n == GOAL_SIZE and one / two < BY_NAME[name].speedup_goal
-            lines.append(f"{name:32}{n:>10}{one / two:8.2f}{' MISSED' * missed}")
+            lines.append(f"{name:36}{n:>10}{one / two:8.2f}{' MISSED' * missed}")
     return "\n".join(lines)
 
 
@@ -115,7 +148,7 @@ def overhead(calls: dict[str, dict[str, float]]) -> str:
     for name, us in calls.items():
         above = us["call"] - us["kernel"]
         verdict = "met" if above <= OVERHEAD_GOAL else "MISSED"
-        lines.append(f"{name:32}{us['call']:8.2f}, kernel{us['kernel']:8.2f}, Python{above:8.2f}  {verdict}")
+        lines.append(f"{name:36}{us['call']:8.2f}, kernel{us['kernel']:8.2f}, Python{above:8.2f}  {verdict}")
     return "\n".join(lines)
 
 

@@ -233,7 +233,7 @@ def test_numbers_that_a_codec_cannot_send(codec: Any, x: list[float], what: str)
         (lambda: lb.Sign("l3"), lb.Error, "scale.*l2"),
         (lambda: lb.Qsgd(0), lb.Error, "levels"),
         (lambda: lb.Qsgd(32768), lb.Error, "levels"),
-        (lambda: lb.Packed("int5"), lb.Error, "format.*int5"),
+        (lambda: lb.Packed("nf5"), lb.Error, "format.*nf5"),
         (lambda: lb.Packed("int4", block_size=0), lb.Error, "block_size"),
         (lambda: lb.Packed("int4", rounding="up"), lb.Error, "rounding.*stochastic"),
     ],

@@ -215,6 +215,7 @@ def not_biased(x: np.ndarray, codec: Any, count: int, what: object) -> bool:
 UNBIASED = [
     lb.Packed("int4", rounding="stochastic"),
     lb.Packed("radix4", block_size=16, rounding="stochastic"),
+    lb.Packed("nf4", rounding="stochastic"),
     lb.Dither(1),
     lb.Dither(2, -8.0, 8.0),
     lb.OneBit("randomized", -8.0, 8.0),
@@ -252,7 +253,8 @@ def test_no_bias_beyond_sampling_error(codec: Any) -> None:
 
 
 def test_which_codecs_say_that_they_are_unbiased() -> None:
-    exact = [lb.Float32(), *UNBIASED[:9], lb.QuicFl(2), lb.OneBit("optimal_unbiased", shared_bits=2)]
+    exact = [lb.Float32(), *UNBIASED[:10], lb.QuicFl(2), lb.OneBit("optimal_unbiased", shared_bits=2)]
+    exact += [lb.Packed(name, rounding="stochastic") for name in ("bfloat16", "luq4", "radix(8,3)")]
     asymptotic = [lb.Eden(0.3), lb.Eden(3), lb.DrivePlus(), lb.Eden(2, entropy_coded=True)]
     no = [
         lb.Eden(2, "min_error"),
@@ -265,6 +267,10 @@ def test_which_codecs_say_that_they_are_unbiased() -> None:
         lb.OneBit("clipped_dither"),
         lb.Summable(4),
     ]
+    # What each clips: what is negative, the largest, what is beyond the grid, beyond a power of two, beyond the mean.
+    clipping = ["uint4", "radix4_odd", "fp8_e4m3fn", "fixed(8,4)", "cfloat16(uhp)", "mxfp4", "nvfp4", "ternary", "sign"]
+    no += [lb.Packed(name, rounding="stochastic") for name in clipping]
+    no += [lb.Packed("table(-1,0,1)", rounding="stochastic")]
     for answer, codecs in (("exact", exact), ("asymptotic", asymptotic), ("no", no)):
         for codec in codecs:
             assert codec.unbiased == answer, codec
@@ -315,6 +321,22 @@ TOLD = [
     lb.Packed("int4"),
     lb.Packed("int4", block_size=32, rounding="stochastic"),
     lb.Packed("radix4", rounding="stochastic"),
+    lb.Packed("radix(2,2)"),
+    lb.Packed("ternary"),
+    lb.Packed("ternary", block_size=40, rounding="stochastic"),
+    lb.Packed("sign", block_size=9),
+    lb.Packed("fp4_e2m1"),
+    lb.Packed("fp8_e5m2", rounding="stochastic"),
+    lb.Packed("log(4,0.5,0.05)"),
+    lb.Packed("float16"),
+    lb.Packed("cfloat16(uhp)"),
+    lb.Packed("mxfp4"),
+    lb.Packed("mxfp6", rounding="stochastic"),
+    lb.Packed("mxint8"),
+    lb.Packed("bfp(4)"),
+    lb.Packed("nvfp4"),
+    lb.Packed("nvfp4", rounding="stochastic"),
+    lb.Packed("block(fp8_e4m3fn,e4m3,32)"),
     lb.Dither(1),
     lb.Dither(4),
     lb.Dither(3, -2.0, 2.0),

@@ -2,7 +2,7 @@
 
 from lowbit import interop, onebit, plot
 from lowbit._codec import Codec
-from lowbit._codecs import Dither, Float32, OneBit, Packed, Qsgd, Sign, TernGrad
+from lowbit._codecs import Dither, Float32, OneBit, Qsgd, Sign, TernGrad
 from lowbit._compare import Comparison, compare
 from lowbit._core import (
     DecodeError,
@@ -30,6 +30,7 @@ from lowbit._files import load, save
 from lowbit._hadamard import hadamard_transform, randomized_hadamard_transform
 from lowbit._keys import Key, random_bits
 from lowbit._messages import Mean, decode, decode_mean, encode
+from lowbit._packed import Packed
 from lowbit._quant import dequantize, fake_quantize, pack, quantize, unpack
 from lowbit._quantized import Quantized
 from lowbit._rotating import Drive, DrivePlus, Eden, QuicFl

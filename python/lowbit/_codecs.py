@@ -8,16 +8,12 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
 from lowbit import _arguments, _core, _expected, onebit
 from lowbit._codec import Codec, Noise, Unbiased, bytes_of
-
-if TYPE_CHECKING:
-    from lowbit._formats import FormatLike
 
 _SCHEMES = ("deterministic", "randomized", "dither", "clipped_dither", "optimal_biased", "optimal_unbiased")
 _UNLIMITED = 255
@@ -65,100 +61,6 @@ class Float32(Codec):
 
     def _payload(self, d: int) -> int:
         return 4 * d
-
-
-@dataclass(frozen=True, slots=True)
-class Packed(Codec):
-    """Any format of ``lowbit.formats()``: codes and scales as `lowbit.quantize` makes them.
-
-    Parameters
-    ----------
-    format : str or Format
-        A format's name; it is kept as the name. Its own scale rule is used.
-    block_size : int, optional
-        One scale per run of so many numbers along the last axis; default the format's own.
-    rounding : {"nearest", "stochastic"}
-        ``"stochastic"`` keeps the mean and needs a key to encode, none to decode.
-
-    Raises
-    ------
-    TypeError
-        An argument has the wrong type.
-    lowbit.Error
-        An unknown format or rounding, or a block size that is not from 1 to 2**32 - 1.
-
-    Notes
-    -----
-    Stochastic rounding is unbiased where the format reaches as far down as up, to all that is scaled to it: not for
-    ``uint4`` (negative numbers) and ``radix4_odd`` (the largest).
-
-    Examples
-    --------
-    >>> import numpy as np, lowbit as lb
-    >>> message = lb.encode(np.float32([1, -2, 3.5]), lb.Packed("int4"))
-    >>> lb.decode(message)
-    array([ 1. , -2. ,  3.5], dtype=float32)
-    """
-
-    format: FormatLike
-    _: KW_ONLY
-    block_size: int | None = None
-    rounding: Literal["nearest", "stochastic"] = "nearest"
-
-    _id = 2
-
-    def __post_init__(self) -> None:
-        size = None if self.block_size is None else _arguments.within(self.block_size, "block_size", 1, (1 << 32) - 1)
-        rounding = _arguments.choice(self.rounding, "rounding", ("nearest", "stochastic"))
-        self._put(format=_core.get_format(self.format).name, block_size=size, rounding=rounding)
-
-    @property
-    def unbiased(self) -> Unbiased:
-        """``"exact"`` if rounding is stochastic and nothing is clipped, else ``"no"``."""
-        fmt = _core.get_format(self.format)
-        covered = fmt.max >= fmt.reference and float(fmt.values[0]) <= -fmt.reference
-        return "exact" if self.rounding == "stochastic" and covered else "no"
-
-    @property
-    def _noise(self) -> Noise:
-        return "private" if self.rounding == "stochastic" else "nothing"
-
-    def _groups(self, d: int) -> list[tuple[int, int]]:
-        """Sizes of groups that share a scale, and how many there are of each."""
-        size = self.block_size or _core.get_format(self.format).default_block or d
-        whole, rest = divmod(d, size)
-        return [(n, count) for n, count in ((size, whole), (rest, 1)) if n and count]
-
-    def _error(self, d: int) -> float:
-        stochastically = self.rounding == "stochastic"
-        return sum(n * count / d * _group_error(str(self.format), n, stochastically) for n, count in self._groups(d))
-
-    def _payload(self, d: int) -> int:
-        return 4 * sum(count for _, count in self._groups(d)) + bytes_of(d * _core.get_format(self.format).bits)
-
-    def _parameters(self) -> bytes:
-        return struct.pack("<BI", self.rounding == "stochastic", self.block_size or 0) + str(self.format).encode()
-
-    @classmethod
-    def _read(cls, parameters: bytes) -> Self:
-        stochastically, size = struct.unpack_from("<BI", parameters)
-        rounding: Literal["nearest", "stochastic"] = "stochastic" if stochastically else "nearest"
-        return cls(_core.get_format(parameters[5:].decode()), block_size=size or None, rounding=rounding)
-
-
-@lru_cache(maxsize=256)
-def _group_error(name: str, n: int, stochastically: bool) -> float:
-    """Error of a number from N(0, 1), in a group of `n` whose largest magnitude is scaled to the format's reference."""
-    fmt = _core.get_format(name)
-    if fmt.default_scale != "amax":
-        raise _core.Error(f"expected_error: there is no closed form for {name}, which is scaled by {fmt.default_scale}")
-    values = fmt.values.astype(np.float64) / fmt.reference
-
-    def mean(amax: float) -> float:
-        inside, edge = _expected.rounded(amax * values, amax, stochastically=stochastically)
-        return ((n - 1) * inside + edge) / n
-
-    return _expected.mean_over_largest(n, mean)
 
 
 @dataclass(frozen=True, slots=True)

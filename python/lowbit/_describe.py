@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lowbit import _codecs, _core, _rotating, _summable
+from lowbit import _codecs, _core, _packed, _rotating, _summable
 from lowbit._codec import Codec
 from lowbit._messages import Message, data_of
 
@@ -14,7 +14,7 @@ _CODECS: dict[int, type[Codec]] = {
     codec._id: codec
     for codec in (
         _codecs.Float32,
-        _codecs.Packed,
+        _packed.Packed,
         _codecs.Dither,
         _codecs.OneBit,
         _codecs.Sign,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -21,6 +21,9 @@ BLOCK_MAX = 1 << 16
 
 #: Where QuicFl sends numbers exactly and Summable clips them: 2^-9 of normal numbers are beyond.
 TAIL = 3.0972691
+
+#: Where N(0, 1) has no more probability that float64 could tell.
+EVERYWHERE = 39.0
 
 _NORMAL = NormalDist()
 
@@ -87,30 +90,86 @@ def stochastic(step: float) -> float:
     return step * step * (1 / 6 - waves)
 
 
-def mean_over_largest(n: int, value: Callable[[float], float]) -> float:
-    """Average a function of the largest magnitude of `n` numbers from N(0, 1), over 64 of its quantiles."""
-    # Quantiles at 1 - t^4, which come close where magnitudes are large.
-    t = (np.arange(64) + 0.5) / 64
-    tails = -np.expm1(np.log1p(-(t**4)) / n) / 2
-    weights = t**3 / (t**3).sum()
+def mean_over_largest(
+    n: int,
+    value: Callable[[float], float],
+    *,
+    below: float = math.inf,
+    jumps: Sequence[float] = (),
+    points: int = 64,
+) -> float:
+    """Average a function of the largest magnitude of `n` numbers from N(0, 1), over quantiles.
+
+    Given that it is `below` a bound. Between two `jumps` of the function there are as many quantiles as `points`.
+    """
+    # Quantiles at 1 - t^4, which come close where magnitudes are large, of the share that is below the bound.
+    share = n * _log_within(below)
+    ends = [1 - math.exp(n * _log_within(jump) - share) for jump in jumps if 0 < jump < below]
+    edges = np.array([0.0, *sorted(end**0.25 for end in ends), 1.0])
+    t = (edges[:-1, None] + np.diff(edges)[:, None] * (np.arange(points) + 0.5) / points).ravel()
+    weights = t**3 * np.repeat(np.diff(edges), points)
+    some = weights > 1e-12 * weights.max()
+    tails = -np.expm1((np.log1p(-(t[some] ** 4)) + share) / n) / 2
+    weights = weights[some] / weights[some].sum()
     return math.fsum(
         w * value(-_NORMAL.inv_cdf(tail)) for w, tail in zip(weights.tolist(), tails.tolist(), strict=True)
     )
 
 
-def rounded(values: NDArray[np.float64], bound: float, *, stochastically: bool) -> tuple[float, float]:
-    """Round N(0, 1) within plus and minus `bound` to `values` (ascending).
+def _log_within(bound: float) -> float:
+    """Give the logarithm of the probability that a magnitude is within `bound`."""
+    return math.log1p(-2 * beyond(bound))
 
-    Returns
-    -------
-    inside, edge : float
-        The mean squared error of a number inside, and of one at the bound (either side alike likely).
-    """
-    x = np.linspace(-bound, bound, 8193)
-    near = np.clip(x, values[0], values[-1])
-    above = np.clip(np.searchsorted(values, near), 1, values.size - 1)
-    down, up = near - values[above - 1], values[above] - near
-    # Either way x - near is what clipping costs; a coin keeps the mean, so that its variance is added.
-    error = (x - near) ** 2 + down * up if stochastically else (np.abs(x - near) + np.minimum(down, up)) ** 2
-    weight = np.exp(-x * x / 2)
-    return float((error * weight).sum() / weight.sum()), float(error[0] + error[-1]) / 2
+
+class Rounding(NamedTuple):
+    """The squared error of rounding t: between `edges` a quadratic each, whose coefficients are the rows of three."""
+
+    edges: NDArray[np.float64]
+    quadratics: NDArray[np.float64]
+
+    @classmethod
+    def nearest(cls, values: NDArray[np.float64], edges: NDArray[np.float64]) -> Self:
+        """To `values`, one after another from edge to edge."""
+        return cls(edges, np.array([values * values, -2 * values, np.ones_like(values)]))
+
+    @classmethod
+    def stochastic(cls, values: NDArray[np.float64]) -> Self:
+        """To the neighbours among `values`, by a coin that keeps the mean; to the ends what is beyond."""
+        low, high, (least, *_, most) = values[:-1], values[1:], values.tolist()
+        inside = np.array([-low * high, low + high, -np.ones_like(low)])
+        outside = np.array([[least * least, most * most], [-2 * least, -2 * most], [1, 1]])
+        return cls(values, np.concatenate([outside[:, :1], inside, outside[:, 1:]], axis=1))
+
+    def at(self, t: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Give the error at each t."""
+        constant, linear, square = self.quadratics[:, np.searchsorted(self.edges, t)]
+        error: NDArray[np.float64] = constant + t * (linear + t * square)
+        return error
+
+    def within(self, bound: float, scale: float) -> float:
+        """Average the error of numbers from N(0, 1), those within plus and minus `bound`, rounded at this scale."""
+        z = np.clip(scale * self.edges, -bound, bound)
+        first, last = np.searchsorted(z, -bound, side="right"), np.searchsorted(z, bound)
+        z = np.concatenate([[-bound], z[first:last], [bound]])
+        constant, linear, square = self.quadratics[:, first : last + 1]
+        densities = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        mass = np.diff([math.erf(end / math.sqrt(2)) / 2 for end in z.tolist()])
+        mean, second = -np.diff(densities), mass - np.diff(z * densities)
+        total = scale * (scale * constant @ mass + linear @ mean) + square @ second
+        return float(total / mass.sum())
+
+    def edge(self, bound: float, scale: float) -> float:
+        """Give the error of a number at the bound, either side alike likely."""
+        return scale * scale * float(self.at(np.array([-bound, bound]) / scale).mean())
+
+    def by_mean(self, n: int) -> float:
+        """Average the error where the scale is the mean magnitude of `n` numbers from N(0, 1), this one among them.
+
+        That of the others is represented by two points, of its mean and variance, which are all that matters where
+        they are many.
+        """
+        x = np.linspace(-9, 9, 1 << 13)
+        weights = np.exp(-x * x / 2) / np.exp(-x * x / 2).sum()
+        others, deviation = math.sqrt(2 / math.pi), math.sqrt((1 - 2 / math.pi) / max(n - 1, 1))
+        scales = [(np.abs(x) + (n - 1) * (others + side * deviation)) / n for side in (-1, 1)]
+        return float(sum(weights @ (scale * scale * self.at(x / scale)) for scale in scales) / 2)

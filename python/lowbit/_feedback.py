@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from lowbit import _arguments, _core
-from lowbit._codecs import Float32, OneBit, Packed
+from lowbit._codecs import Float32, OneBit
 from lowbit._messages import check_codec, decode, encode, in_mapping, name_of
+from lowbit._packed import Packed
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
