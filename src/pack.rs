@@ -140,10 +140,11 @@ fn pack_eights<C: Code>(codes: &[C], bits: u32, out: &mut [u8]) {
             *byte = code.into() as u8;
         }
         let mut words = [0_u64; EIGHTS];
+        let words = &mut words[..codes.len().div_ceil(8)];
         for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
             *word = squeeze(u64::from_le_bytes(*bytes), bits);
         }
-        copy_low_bytes(&words, bits as usize, out);
+        copy_low_bytes(words, bits as usize, out);
     }
 }
 
@@ -193,12 +194,13 @@ pub(crate) fn unpack_tile<C: Code>(level: Level, packed: &[u8], bits: u32, codes
     }
     for (packed, codes) in packed.chunks(bits as usize * EIGHTS).zip(codes.chunks_mut(8 * EIGHTS)) {
         let mut words = [0_u64; EIGHTS];
+        let words = &mut words[..codes.len().div_ceil(8)];
         for (i, word) in words.iter_mut().enumerate() {
             *word = low_bytes(packed, i * bits as usize);
         }
         let mut bytes = [0_u8; 8 * EIGHTS];
         for (bytes, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-            *bytes = spread(word, bits).to_le_bytes();
+            *bytes = spread(*word, bits).to_le_bytes();
         }
         for (code, byte) in codes.iter_mut().zip(bytes) {
             *code = C::low(u32::from(byte));
@@ -376,6 +378,11 @@ mod tests {
                 assert_eq!(packed, naive, "{bits} bits, {n} codes");
                 let mut back = vec![0_u16; n];
                 assert!(unpack(&packed, bits, &mut back).is_ok_and(|()| back == codes), "{bits} bits, {n} codes");
+                for level in Level::supported() {
+                    let mut words = vec![0_u32; n];
+                    unpack_tile(level, &packed, bits, &mut words);
+                    assert!(words.iter().zip(&codes).all(|(word, code)| *word == u32::from(*code)), "{level:?} {bits}");
+                }
                 if bits <= 8 {
                     let narrow: Vec<u8> = codes.iter().map(|code| *code as u8).collect();
                     for level in Level::supported() {

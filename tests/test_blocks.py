@@ -373,3 +373,30 @@ def test_nan_scales_stay_in_their_block() -> None:
     y = lb.fake_quantize(x, "mxfp4")
     assert np.isnan(y).reshape(3, 32).all(axis=1).tolist() == [False, True, False]
     assert not np.isnan(y).reshape(3, 32)[[0, 2]].any()
+
+
+def test_a_tensor_scale_that_is_given(level: str) -> None:
+    x = normal(1000) * np.float32(37)
+    q = lb.quantize(x, "nvfp4")
+    again = lb.quantize(x, "nvfp4", scale=q.scale, tensor_scale=q.tensor_scale)
+    assert again == q
+    assert_same(lb.fake_quantize(x, "nvfp4", scale=q.scale, tensor_scale=q.tensor_scale), np.asarray(q))
+    # With a rule it takes the place of what the array gives: that of a larger array, say.
+    longer = np.concatenate([x, [np.float32(5000)]]).astype(np.float32)
+    whole = lb.quantize(longer, "nvfp4")
+    part = lb.quantize(x, "nvfp4", tensor_scale=whole.tensor_scale)
+    assert part.tensor_scale == whole.tensor_scale
+    assert_same(np.asarray(part)[:992], np.asarray(whole)[:992])
+    assert_same(lb.fake_quantize(x, "nvfp4", tensor_scale=1.0), np.asarray(lb.quantize(x, "nvfp4", tensor_scale=1.0)))
+
+
+def test_bad_tensor_scales() -> None:
+    x = normal(32)
+    for name in ("mxfp4", "int4", "bfp(8)"):
+        with pytest.raises(lb.Error, match="tensor_scale"):
+            lb.quantize(x, name, tensor_scale=1.0)
+    for bad in (0.0, -1.0, np.inf, np.nan, 2.0**118):
+        with pytest.raises(lb.Error, match="tensor_scale"):
+            lb.fake_quantize(x, "nvfp4", tensor_scale=bad)
+    with pytest.raises(TypeError, match="tensor_scale"):
+        lb.fake_quantize(x, "nvfp4", tensor_scale="amax")  # type: ignore[arg-type]

@@ -117,6 +117,18 @@ def test_onnx_errors() -> None:
     refused(lb.Error, "scale", read, packed, 0.0, None, "int4", (6,))
     refused(lb.Error, "zero_point", read, packed, 1.0, 8, "int4", (6,))
     refused(lb.Error, "zero_point", read, packed, 1.0, [1, 2], "int4", (6,))
+    refused(
+        lb.Error,
+        "zero_point",
+        read,
+        packed,
+        np.ones((2, 3)),
+        np.zeros((3, 2), int),
+        "int4",
+        (2, 3),
+        axis=1,
+        block_size=1,
+    )
     refused(TypeError, "zero_point", read, packed, 1.0, 0.5, "int4", (6,))
 
 

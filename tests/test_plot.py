@@ -191,6 +191,7 @@ def test_without_matplotlib_the_error_says_what_to_install(drawing: str, monkeyp
         (lambda: lb.plot.logarithmic(["int4", "nf5"]), lb.Error, "nf5"),
         (lambda: lb.plot.error("int4", octaves=0), lb.Error, "octaves: 0 is out of range"),
         (lambda: lb.plot.error("int4", ax=pyplot), TypeError, "ax: expected matplotlib axes, got module"),
+        (lambda: lb.plot.error("table(-3,-2)"), lb.Error, "no largest positive value"),
         (lambda: lb.plot.codes([], "int4"), lb.Error, "x: there are no numbers"),
         (lambda: lb.plot.codes([np.nan], "int4"), lb.Error, "NaN|nan|finite"),
         (lambda: lb.plot.codes([1.0], "int4", blocks=3), TypeError, "blocks"),

@@ -168,6 +168,11 @@ def real(value: Any, argument: str) -> float:
     return float(number)
 
 
+def tensor_scale(value: Any) -> float | None:
+    """Round the scale of a whole array to float32, as everything is that is stored."""
+    return None if value is None else _core.float32(real(value, "tensor_scale"))
+
+
 def choice(value: Any, argument: str, known: Iterable[str]) -> str:
     """One of a few names."""
     if not isinstance(value, str):

@@ -124,7 +124,7 @@ def _rounding(name: str, stochastically: bool) -> _expected.Rounding:
         # Radix formats round more to zero than is nearer to it. How much more, they tell themselves.
         t = np.linspace(0, fmt.smallest, 1025, dtype=np.float32)[1:-1]
         given = np.ones(1, np.float32)
-        rounded = _core.fake_quantize(t, fmt, given, None, None, None, "nearest", None, None)
+        rounded = _core.fake_quantize(t, fmt, given, None, None, None, None, "nearest", None, None)
         last = t[np.count_nonzero(rounded == 0) - 1]
         if last > 0.501 * fmt.smallest:
             edges[zero - 1 : zero + 1] = -last, last

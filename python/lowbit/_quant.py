@@ -21,6 +21,7 @@ def fake_quantize(
     *,
     scale: str | ArrayLike | None = None,
     offset: ArrayLike | None = None,
+    tensor_scale: float | np.float32 | None = None,
     axis: SupportsIndex | None = None,
     block_size: SupportsIndex | None = None,
     rounding: RoundingName = "nearest",
@@ -43,6 +44,9 @@ def fake_quantize(
         numbers of that. Default: the format's own rule.
     offset : array_like, optional
         With numbers for `scale`, the number that the lowest code stands for.
+    tensor_scale : float, optional
+        For ``nvfp4`` and its like, the scale of the whole array, from 2**-117 to 2**117: with a rule for `scale` in
+        place of what the array itself would give; with numbers, what multiplies them (default 1).
     axis : int, optional
         Alone: one scale per index along this axis (a list given as `scale` is read along it). With `block_size`: the
         axis that is cut (default the last).
@@ -108,7 +112,8 @@ def fake_quantize(
     where, size = _arguments.axis(axis), _arguments.block_size(block_size)
     given, offsets = _arguments.scaling(scale, offset, x.ndim, where, size)
     how, words = _arguments.noise(rounding, key)
-    result = _core.fake_quantize(x, format, given, offsets, where, size, how, words, _arguments.out(out))
+    tensor = _arguments.tensor_scale(tensor_scale)
+    result = _core.fake_quantize(x, format, given, offsets, tensor, where, size, how, words, _arguments.out(out))
     return result if out is None else out
 
 
@@ -118,6 +123,7 @@ def quantize(
     *,
     scale: str | ArrayLike | None = None,
     offset: ArrayLike | None = None,
+    tensor_scale: float | np.float32 | None = None,
     axis: SupportsIndex | None = None,
     block_size: SupportsIndex | None = None,
     rounding: RoundingName = "nearest",
@@ -128,7 +134,7 @@ def quantize(
 
     Parameters
     ----------
-    x, format, scale, offset, axis, block_size, rounding, key
+    x, format, scale, offset, tensor_scale, axis, block_size, rounding, key
         As in `fake_quantize`.
     out : numpy.ndarray, optional
         Where to write the packed codes: uint8, one dimension, ``ceil(x.size * bits / 8)`` bytes.
@@ -162,8 +168,9 @@ def quantize(
     where, size = _arguments.axis(axis), _arguments.block_size(block_size)
     given, offsets = _arguments.scaling(scale, offset, x.ndim, where, size)
     how, words = _arguments.noise(rounding, key)
+    tensor = _arguments.tensor_scale(tensor_scale)
     packed, scales, shifts, tensor = _core.quantize(
-        x, fmt, given, offsets, where, size, how, words, _arguments.out(out)
+        x, fmt, given, offsets, tensor, where, size, how, words, _arguments.out(out)
     )
     if size is None and (where is None or fmt.scale_format is not None) and x.ndim:
         size = fmt.default_block

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Quantized:
     """Codes of a few bits, their scales, and what is needed to read them.
 
-    `quantize` makes them; the constructor takes the same parts from elsewhere and checks them. A Quantized cannot be
+    `quantize` makes them; the constructor takes the same parts from elsewhere and checks them (for `scale`, of a format
+    with a `scale_format`, either its numbers or, as uint8, its codes). A Quantized cannot be
     changed: its arrays are read-only views (so do not write to memory that you gave it). It is no array:
     ``np.asarray(q)`` is the dequantized float32 array, to be computed with.
 
@@ -110,7 +111,7 @@ class Quantized:
         else:
             scales = _plain(_arguments.float32(scale, "scale"), len(dims))
             scales = _core.scale_codes(fmt, scales) if coded else scales
-        tensor = None if tensor_scale is None else _core.float32(_arguments.real(tensor_scale, "tensor_scale"))
+        tensor = _arguments.tensor_scale(tensor_scale)
         if key_id is not None and not isinstance(key_id, bytes):
             raise TypeError(f"key_id: expected bytes or None, got {type(key_id).__name__}")
         if key_id is not None and len(key_id) != 8:

@@ -323,8 +323,8 @@ def _magnitudes(fmt: _core.Format) -> NDArray[np.float64]:
 
 def _relative_error(fmt: _core.Format, octaves: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Give magnitudes over the largest, and the largest relative error around each of them."""
-    if not math.isfinite(fmt.max):
-        raise _core.Error(f"formats: {fmt.name} has no largest value to draw errors up to")
+    if not 0 < fmt.max < math.inf:
+        raise _core.Error(f"formats: {fmt.name} has no largest positive value to draw errors up to")
     # Half an octave more on either side, for the means; float32's normal numbers only.
     low = max(-octaves - 0.5, -126 - math.log2(fmt.max))
     high = min(1.5, math.log2(np.finfo(np.float32).max) - math.log2(fmt.max))

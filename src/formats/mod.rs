@@ -45,10 +45,6 @@ pub trait Grid: Copy + Send + Sync {
     /// Makes the float32 numbers in `lanes` what `stochastic` gives.
     #[inline(always)]
     fn stochastic_all(&self, _: Level, _lanes: &mut [u32], _words: &[u32], _: Shown) {}
-
-    /// Makes the codes in `lanes` float32 numbers.
-    #[inline(always)]
-    fn decode_all(&self, _: Level, _lanes: &mut [u32]) {}
 }
 
 /// A grid whose values have codes of at most 16 bits, that is: can be stored.
@@ -69,6 +65,26 @@ pub trait Codes: Grid {
     #[inline(always)]
     fn stochastic_code(&self, t: f32, word: u32) -> u32 {
         self.encode(self.stochastic(t, word))
+    }
+}
+
+/// What turns codes into numbers: any grid, or a table of what its codes stand for.
+pub(crate) trait Decoder: Copy + Send + Sync {
+    /// The number of a code.
+    fn number(&self, code: u32) -> f32;
+
+    /// Whether [`Decoder::numbers`] takes the place of `number`.
+    const TOGETHER: bool = false;
+
+    /// Makes the codes in `lanes` float32 numbers.
+    #[inline(always)]
+    fn numbers(&self, _: Level, _lanes: &mut [u32]) {}
+}
+
+impl<G: Codes> Decoder for G {
+    #[inline(always)]
+    fn number(&self, code: u32) -> f32 {
+        self.decode(code)
     }
 }
 
@@ -279,6 +295,9 @@ impl Format {
         // A name that has been read has gone through every check, so it cannot be deeper than what was made.
         let made = if name.len() <= LONGEST_NAME { Call::new(name).as_ref().and_then(made) } else { None };
         match made {
+            Some(Ok(format)) if format.name != name => {
+                Err(Error::argument("format", format!("{name:?} is spelled {:?}", format.name)))
+            }
             Some(format) => Ok(format?.registered()),
             None => Err(Error::Unknown {
                 argument: "format",
@@ -298,6 +317,18 @@ impl Format {
                     == (self.default_scale, self.default_block, self.powers)
         };
         all().find(same).cloned().unwrap_or_else(|| Arc::new(self))
+    }
+
+    /// Whether zero is one of its values.
+    pub fn has_zero(&self) -> bool {
+        struct OfZero;
+        impl Visit for OfZero {
+            type Out = bool;
+            fn visit<G: Codes>(self, grid: G) -> bool {
+                grid.nearest(0.0) == 0.0
+            }
+        }
+        self.grid.visit(OfZero)
     }
 
     /// Refuses to store numbers that have no codes.

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{AnyGrid, Call, Codes, Family, Format, Grid, Shown, goes, threshold};
+use super::{AnyGrid, Call, Codes, Decoder, Family, Format, Grid, Shown, goes, threshold};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::simd::table::{self, Sixteen, Tree};
@@ -45,13 +45,6 @@ impl Table {
         })
     }
 
-    /// Only to decode: the values of at most 16 codes, in any order.
-    pub(crate) fn of_codes(values: &[f32]) -> Self {
-        let values = std::array::from_fn(|code| values.get(code).copied().unwrap_or(0.0));
-        let none = Tree::new(&[f32::INFINITY; SHORT]);
-        Table(Sixteen { values, middles: none, cuts: none, shares: [0.0; SHORT] })
-    }
-
     fn rounded(&self, t: f32, round: impl Fn(&Sixteen, &mut [u32])) -> u32 {
         let mut lane = [t.to_bits()];
         round(&self.0, &mut lane);
@@ -86,11 +79,6 @@ impl Grid for Table {
     fn stochastic_all(&self, level: Level, lanes: &mut [u32], words: &[u32], shown: Shown) {
         table::stochastic(level, &self.0, lanes, words, shown);
     }
-
-    #[inline(always)]
-    fn decode_all(&self, level: Level, lanes: &mut [u32]) {
-        table::look_up(level, &self.0.values, lanes);
-    }
 }
 
 impl Codes for Table {
@@ -106,6 +94,30 @@ impl Codes for Table {
 /// The smallest positive value, or infinity.
 fn smallest(values: &[f32]) -> f32 {
     values.iter().copied().find(|value| *value > 0.0).unwrap_or(f32::INFINITY)
+}
+
+/// What up to 16 codes stand for: looked up in registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Nibbles([f32; 16]);
+
+impl Nibbles {
+    /// Of the values of at most 16 codes, in any order.
+    pub fn new(values: &[f32]) -> Self {
+        Nibbles(std::array::from_fn(|code| values.get(code).copied().unwrap_or(0.0)))
+    }
+}
+
+impl Decoder for Nibbles {
+    fn number(&self, code: u32) -> f32 {
+        self.0[(code & 15) as usize]
+    }
+
+    const TOGETHER: bool = true;
+
+    #[inline(always)]
+    fn numbers(&self, level: Level, lanes: &mut [u32]) {
+        table::look_up(level, &self.0, lanes);
+    }
 }
 
 /// Up to 65,536 values.
@@ -346,6 +358,8 @@ pub fn log_grid(zeta: f64, delta: f64, bits: u32) -> Result<Format> {
     if !(delta.is_finite() && delta >= least) {
         return Err(Error::argument("delta", format!("{delta} is out of range; give 2^-126 or more")));
     }
+    // Minus zero is zero, in the name too.
+    let zeta = zeta + 0.0;
     let mut q = 0.0_f64;
     let mut magnitudes = vec![0.0_f32];
     for _ in 1..1_u32 << (bits - 1) {

@@ -38,6 +38,9 @@ impl Packed {
     }
 
     fn grouping(&self, ndim: usize) -> Result<Grouping> {
+        if self.rule()?.is_one() {
+            return Ok(Grouping::Array);
+        }
         // A number alone is a block of its own.
         let default_block = self.format.default_block.filter(|_| ndim > 0);
         Grouping::new(ndim, None, self.block_size.or(default_block))

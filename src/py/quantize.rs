@@ -12,6 +12,7 @@ use crate::error::{Error as Reason, Result};
 use crate::formats::{Codes, Format, Visit};
 use crate::pack::{self as packing, packed_len};
 use crate::quantize::{self as kernels, Grouping, Rounding, Scaling, Spec};
+use crate::scale::TENSOR_RANGE;
 use crate::stream::{Key, Purpose};
 
 fn rounding_named(name: &str, key: Option<(u64, u64)>) -> PyResult<Rounding> {
@@ -32,6 +33,18 @@ fn rounding_named(name: &str, key: Option<(u64, u64)>) -> PyResult<Rounding> {
     })
 }
 
+fn check_tensor_scale(format: &Format, tensor_scale: Option<f32>) -> Result<()> {
+    let Some(scale) = tensor_scale else { return Ok(()) };
+    if !format.scaling.is_some_and(|scaling| scaling.format.has_tensor_scale()) {
+        let reason = format!("{} has none; leave it out (nvfp4 and e4m3 block formats have one)", format.name);
+        return Err(Reason::argument("tensor_scale", reason));
+    }
+    if !(TENSOR_RANGE.0..=TENSOR_RANGE.1).contains(&scale) {
+        return Err(Reason::argument("tensor_scale", format!("{scale} is out of range; give 2^-117 to 2^117")));
+    }
+    Ok(())
+}
+
 fn grouping_for(format: &Format, ndim: usize, axis: Option<isize>, block_size: Option<usize>) -> Result<Grouping> {
     let Some(block) = format.default_block.filter(|_| ndim > 0) else { return Grouping::new(ndim, axis, block_size) };
     if format.scaling.is_none() {
@@ -45,13 +58,14 @@ fn grouping_for(format: &Format, ndim: usize, axis: Option<isize>, block_size: O
 }
 
 #[pyfunction]
-#[pyo3(signature = (x, format, scale, offset, axis, block_size, rounding, key, out))]
+#[pyo3(signature = (x, format, scale, offset, tensor_scale, axis, block_size, rounding, key, out))]
 pub(super) fn fake_quantize<'py>(
     py: Python<'py>,
     x: &Bound<'py, PyUntypedArray>,
     format: &Bound<'py, PyAny>,
     scale: Option<Bound<'py, PyAny>>,
     offset: Option<Bound<'py, PyUntypedArray>>,
+    tensor_scale: Option<f32>,
     axis: Option<isize>,
     block_size: Option<usize>,
     rounding: &str,
@@ -62,6 +76,7 @@ pub(super) fn fake_quantize<'py>(
     let grouping = grouping_for(&format, x.ndim(), axis, block_size)?;
     let rounding = rounding_named(rounding, key)?;
     let scale = Scale::new(&format, x.shape(), grouping, scale.as_ref(), offset.as_ref())?;
+    check_tensor_scale(&format, tensor_scale)?;
     let descr = native(x)?;
     let out = match out {
         Some(out) => {
@@ -73,7 +88,7 @@ pub(super) fn fake_quantize<'py>(
     {
         let mut target = output(&out, input.element);
         py.detach(|| {
-            let tensor = scale.tensor(&input.view, &format);
+            let tensor = tensor_scale.unwrap_or_else(|| scale.tensor(&input.view, &format));
             let spec = Spec { format: &format, grouping, rounding, tensor };
             kernels::fake_quantize(&input.view, spec, scale.scaling((&mut [], &mut [])), &mut target)
         })?;
@@ -87,13 +102,14 @@ type Packed<'py> = (Untyped<'py>, Untyped<'py>, Option<Untyped<'py>>, Option<f32
 /// Packed codes, scales (codes of a byte where the format says of what), offsets and the scale of the whole tensor; scales
 /// and offsets have as many dimensions as `x`.
 #[pyfunction]
-#[pyo3(signature = (x, format, scale, offset, axis, block_size, rounding, key, out))]
+#[pyo3(signature = (x, format, scale, offset, tensor_scale, axis, block_size, rounding, key, out))]
 pub(super) fn quantize<'py>(
     py: Python<'py>,
     x: &Untyped<'py>,
     format: &Bound<'py, PyAny>,
     scale: Option<Bound<'py, PyAny>>,
     offset: Option<Untyped<'py>>,
+    tensor_scale: Option<f32>,
     axis: Option<isize>,
     block_size: Option<usize>,
     rounding: &str,
@@ -105,6 +121,7 @@ pub(super) fn quantize<'py>(
     let grouping = grouping_for(&format, x.ndim(), axis, block_size)?;
     let rounding = rounding_named(rounding, key)?;
     let scale = Scale::new(&format, x.shape(), grouping, scale.as_ref(), offset.as_ref())?;
+    check_tensor_scale(&format, tensor_scale)?;
     let bytes = packed_len(x.len(), format.bits);
     let descr = numpy::dtype::<u8>(py);
     let packed = match out {
@@ -151,7 +168,7 @@ pub(super) fn quantize<'py>(
         };
         let scaling = scaling.unwrap_or_else(|| scale.scaling((numbers, offsets)));
         tensor = py.detach(|| {
-            let tensor = scale.tensor(&input.view, &format);
+            let tensor = tensor_scale.unwrap_or_else(|| scale.tensor(&input.view, &format));
             let spec = Spec { format: &format, grouping, rounding, tensor };
             kernels::quantize(&input.view, spec, scaling, target)?;
             Ok::<_, Reason>(tensor)

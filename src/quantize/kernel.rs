@@ -4,8 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::cpu::Level;
-use crate::formats::{Codes, Grid, Shown};
-use crate::pack::Code;
+use crate::formats::{Codes, Decoder, Grid, Shown};
 use crate::scale::Second;
 use crate::stream::centred;
 
@@ -248,26 +247,26 @@ impl<G: Codes, R: Round> Tile for Encode<'_, G, R> {
 }
 
 /// Codes to numbers.
-pub(super) struct Decode<'t, G, C, R> {
-    pub grid: G,
-    pub codes: &'t [C],
+pub(super) struct Decode<'t, D, R> {
+    pub decoder: D,
+    pub codes: &'t [u32],
     pub words: &'t [u32],
     pub y: &'t mut [f32],
     pub level: Level,
     pub round: PhantomData<R>,
 }
 
-impl<G: Codes, C: Code, R: Round> Tile for Decode<'_, G, C, R> {
+impl<D: Decoder, R: Round> Tile for Decode<'_, D, R> {
     #[inline(always)]
     fn run<F: Factors>(&mut self, range: Range<usize>, factors: F) {
         let codes = &self.codes[range.clone()];
         let words = if R::RANDOM { &self.words[range.clone()] } else { &[] };
         let y = &mut self.y[range];
-        if G::TOGETHER {
+        if D::TOGETHER {
             for (y, code) in y.iter_mut().zip(codes) {
-                *y = f32::from_bits((*code).into());
+                *y = f32::from_bits(*code);
             }
-            self.grid.decode_all(self.level, bytemuck::cast_slice_mut(y));
+            self.decoder.numbers(self.level, bytemuck::cast_slice_mut(y));
             for i in 0..codes.len().min(y.len()) {
                 y[i] = back::<R>(y[i], 0, 0.0, factors.at(i));
             }
@@ -275,7 +274,7 @@ impl<G: Codes, C: Code, R: Round> Tile for Decode<'_, G, C, R> {
         }
         for i in 0..codes.len().min(y.len()) {
             let word = if R::RANDOM { words[i] } else { 0 };
-            y[i] = back::<R>(self.grid.decode(codes[i].into()), word, 0.0, factors.at(i));
+            y[i] = back::<R>(self.decoder.number(codes[i]), word, 0.0, factors.at(i));
         }
     }
 }

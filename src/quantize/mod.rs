@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cpu::Level;
 use crate::error::{Error, Result};
-use crate::formats::table::Table;
-use crate::formats::{AnyGrid, Codes, Format, Visit};
-use crate::pack::{Code, check_packed, pack_tile, packed_len, unpack_tile};
+use crate::formats::table::Nibbles;
+use crate::formats::{AnyGrid, Codes, Decoder, Format, Visit};
+use crate::pack::{check_packed, pack_tile, packed_len, unpack_tile};
 use crate::parallel::{self, Shared};
 use crate::scale::{Rule, Statistic};
-use crate::simd;
+use crate::simd::{self, Eights};
 use crate::stream::Stream;
 use crate::view::{MAX_DIMS, View, ViewMut};
 use kernel::{Decode, Dither, Encode, Fake, Nearest, Round, Stochastic};
@@ -197,11 +197,16 @@ fn pack(level: Level, codes: &[u32], bits: u32, out: &mut [u8]) {
     );
 }
 
+/// Unpacks the first codes of `packed`, which may go on.
 #[inline(never)]
-fn unpack<C: Code>(level: Level, packed: &[u8], bits: u32, codes: &mut [C]) {
+fn unpack(level: Level, packed: &[u8], eights: &Eights, bits: u32, codes: &mut [u32]) {
     level.part(
         #[inline(always)]
-        || unpack_tile(level, packed, bits, codes),
+        || {
+            let (done, n) = (eights.unpack(level, packed, codes), codes.len());
+            let rest = packed_len(done, bits)..packed_len(n, bits);
+            unpack_tile(level, &packed[rest], bits, &mut codes[done..]);
+        },
     );
 }
 
@@ -310,43 +315,28 @@ fn unrepresentable(x: &View, given: bool) -> Error {
 
 /// The numbers that packed codes stand for. `shape` is that of the array; `out` has it too.
 pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out: &mut ViewMut) -> Result<()> {
-    spec.format.check_coded()?;
-    if spec.format.bits > 8 {
-        dequantize_codes::<u16>(packed, spec, shape, given, out)
-    } else {
-        dequantize_codes::<u8>(packed, spec, shape, given, out)
-    }
-}
-
-fn dequantize_codes<C: Code>(
-    packed: &[u8],
-    spec: Spec,
-    shape: &[usize],
-    given: Given,
-    out: &mut ViewMut,
-) -> Result<()> {
-    struct Tiles<'a, C> {
+    struct Tiles<'a> {
         packed: &'a [u8],
         bits: u32,
         plan: &'a Plan<'a>,
         sink: Sink<'a>,
         level: Level,
-        code: PhantomData<C>,
     }
-    impl<C: Code> Tiles<'_, C> {
-        fn run<G: Codes, R: Round>(&self, grid: G) {
-            let Tiles { packed, bits, plan, sink, level, code: _ } = self;
+    impl Tiles<'_> {
+        fn run<D: Decoder, R: Round>(&self, decoder: D) {
+            let Tiles { packed, bits, plan, sink, level } = self;
+            let eights = Eights::new(*bits);
             parallel::for_each(plan.cut.chunks(), |chunk| {
                 level.run(
                     #[inline(always)]
                     || {
                         let Buffers { output, words, runs, .. } = &mut Buffers::new();
-                        let mut codes = [C::low(0); TILE];
+                        let mut codes = [0_u32; TILE];
                         for place in plan.cut.tiles(chunk) {
                             let range = place.range.clone();
                             let codes = &mut codes[..range.len()];
-                            let bytes = packed_len(range.start, *bits)..packed_len(range.end, *bits);
-                            unpack(*level, &packed[bytes], *bits, codes);
+                            let packed = &packed[packed_len(range.start, *bits)..];
+                            unpack(*level, packed, &eights, *bits, codes);
                             plan.draw::<R>(range.clone(), words);
                             // SAFETY: tiles are disjoint and in bounds.
                             unsafe {
@@ -355,8 +345,8 @@ fn dequantize_codes<C: Code>(
                                     output,
                                     #[inline(always)]
                                     |y| {
-                                        let mut tile = Decode::<_, C, R> {
-                                            grid,
+                                        let mut tile = Decode::<_, R> {
+                                            decoder,
                                             codes,
                                             words,
                                             y,
@@ -374,24 +364,25 @@ fn dequantize_codes<C: Code>(
             });
         }
     }
-    impl<C: Code> Visit for Tiles<'_, C> {
+    impl Visit for Tiles<'_> {
         type Out = ();
         fn visit<G: Codes>(self, grid: G) {
             self.run::<G, Nearest>(grid);
         }
     }
+    spec.format.check_coded()?;
     spec.rounding.check(spec.format)?;
     let (n, bits) = (shape.iter().product(), spec.format.bits);
     check_packed("packed", packed, n, bits)?;
     check_room("out", out.len(), n)?;
     check_scaling(shape, spec, &Scaling::Given(given))?;
-    let plan = Plan::of_given(spec, shape, given);
+    let plan = Plan::of_given(None, spec, shape, given);
     let level = Level::current();
-    let tiles = Tiles { packed, bits, plan: &plan, sink: Sink::new(out, level), level, code: PhantomData::<C> };
+    let tiles = Tiles { packed, bits, plan: &plan, sink: Sink::new(out, level), level };
     match (plan.rounding, &plan.grid) {
         (Rounding::Dither(_), AnyGrid::Int(grid)) => tiles.run::<_, Dither>(*grid),
-        // Codes of at most four bits are looked up, whatever their format.
-        (_, grid) if bits <= 4 => tiles.run::<_, Nearest>(Table::of_codes(&grid.decode_table(bits))),
+        // Codes of few bits are looked up in registers, whatever else their format does.
+        (_, grid) if bits <= 4 => tiles.run::<_, Nearest>(Nibbles::new(&grid.decode_table(bits))),
         (_, grid) => grid.visit(tiles),
     }
     Ok(())

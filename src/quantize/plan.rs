@@ -21,6 +21,9 @@ pub(super) const TILE: usize = 1024;
 /// 1.3 times as fast as tiles of 1024 for outputs beyond the caches.
 const STEP: usize = 256;
 
+/// Elements of a cache line.
+const LINE: usize = 16;
+
 /// How far ahead input is asked for, in elements.
 const AHEAD: usize = 2048;
 
@@ -140,6 +143,8 @@ pub(super) struct Scaler<'a> {
     scales: Scales<'a>,
     /// The scale of the whole tensor, 1 where there is none.
     tensor: f32,
+    /// Whether there are numbers to be scaled, and not only codes.
+    divides: bool,
     level: Level,
 }
 
@@ -196,7 +201,7 @@ impl Scaler<'_> {
             || {
                 let n = place.range.len();
                 let kind = self.found(place, x, runs);
-                runs.complete(kind, self.tensor);
+                runs.complete(kind, self.tensor, self.divides);
                 if matches!(self.scales, Scales::OnTheSpot { .. }) && (2..FINE).contains(&self.group) {
                     runs.widen(self.group, n, kind);
                 }
@@ -332,10 +337,10 @@ impl<'a> Plan<'a> {
     }
 
     /// The plan for scales from the caller.
-    pub fn of_given(spec: Spec, shape: &[usize], given: Given<'a>) -> Self {
+    pub fn of_given(x: Option<&'a View<'a>>, spec: Spec, shape: &[usize], given: Given<'a>) -> Self {
         let Given { scale, offset, strides } = given;
         Plan {
-            x: None,
+            x,
             words: Words::WHOLE,
             grid: grid_of(spec.format, offset.is_some()),
             rounding: spec.rounding,
@@ -347,6 +352,7 @@ impl<'a> Plan<'a> {
                     Some(second) => Scales::Known { scale, second, kind: Second::Offset },
                 },
                 tensor: spec.tensor,
+                divides: x.is_some(),
                 level: Level::current(),
             },
             cut: Cut::plain(shape.iter().product()),
@@ -365,17 +371,17 @@ pub(super) fn with_plan<R>(
 ) -> R {
     let Spec { format, grouping, rounding, tensor } = spec;
     let (rule, scale, offset) = match scaling {
-        Scaling::Given(given) => return work(&Plan { x: Some(x), ..Plan::of_given(spec, x.shape(), given) }),
+        Scaling::Given(given) => return work(&Plan::of_given(Some(x), spec, x.shape(), given)),
         Scaling::Rule(rule, scale, offset) => (rule, scale, offset),
     };
-    let finisher = Finisher { rule, format, tensor };
+    let finisher = Finisher::new(rule, format, tensor);
     let map = Map::of_rule(x.shape(), grouping);
     let plan = |scales, cut: Cut| Plan {
         x: Some(x),
         words: slab.map_or(Words::WHOLE, |slab| slab.words),
         grid: grid_of(format, rule.affine()),
         rounding,
-        scaler: Scaler { map, group: cut.group, scales, tensor, level: Level::current() },
+        scaler: Scaler { map, group: cut.group, scales, tensor, divides: true, level: Level::current() },
         cut,
     };
     if let Some(cut) = groups_in_tiles(x.shape(), grouping, bits) {
@@ -425,7 +431,9 @@ impl<'a> Sink<'a> {
     /// The range is in bounds and nobody else touches it meanwhile.
     #[inline(always)]
     pub unsafe fn put(&self, range: Range<usize>, buffer: &mut [f32; TILE], fill: impl FnOnce(&mut [f32])) {
-        if self.direct {
+        // A line that is streamed in parts costs more than one that is read first.
+        let whole_lines = (range.start | range.len()).is_multiple_of(LINE);
+        if self.direct || self.stream && !whole_lines {
             // SAFETY: plain, in bounds and exclusive.
             return fill(unsafe { self.out.part(range) });
         }

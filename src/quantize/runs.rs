@@ -23,11 +23,14 @@ impl Runs {
         Runs { count: 0, start: [0; TILE], scale: numbers, second: numbers, recip: numbers }
     }
 
-    /// Multiplies the scales with that of the tensor, and finds what numbers are multiplied with.
+    /// Multiplies the scales with that of the tensor, and finds what numbers are multiplied with where any are.
     #[inline(always)]
-    pub fn complete(&mut self, kind: Second, tensor: f32) {
+    pub fn complete(&mut self, kind: Second, tensor: f32, divides: bool) {
         for scale in &mut self.scale[..self.count] {
             *scale *= tensor;
+        }
+        if !divides {
+            return;
         }
         let divisors = if kind == Second::Divisor { &self.second } else { &self.scale };
         for (recip, divisor) in self.recip[..self.count].iter_mut().zip(divisors) {

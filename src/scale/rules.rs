@@ -3,7 +3,7 @@
 use super::{INFINITY_BITS, Observed, SCALE_RANGE, Statistic, lane_sums_of};
 use crate::error::{Error, Result};
 use crate::formats::blocks::{self, E2M1, ScaleFormat};
-use crate::formats::{Format, Grid};
+use crate::formats::{AnyGrid, Format, Grid};
 
 /// A scale rule.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +70,7 @@ pub const RULES: &[Rule] = &[
     rule("rceil", Statistic::Amax, Kind::Rceil, |format| scaled_by(format, ScaleFormat::E8m0)),
     rule("even", Statistic::Amax, Kind::Even, |format| scaled_by(format, ScaleFormat::E8m0)),
     rule("four_over_six", Statistic::Amax, Kind::FourOverSix, |format| {
-        scaled_by(format, ScaleFormat::E4m3) && format.reference == 6.0
+        scaled_by(format, ScaleFormat::E4m3) && format.grid == AnyGrid::Minifloat(E2M1)
     }),
 ];
 
@@ -141,10 +141,17 @@ pub struct Finisher<'a> {
     pub format: &'a Format,
     /// The scale of the whole tensor, 1 where the format has none.
     pub tensor: f32,
+    /// The scale of a group of zeros.
+    zeros: f32,
 }
 
-impl Finisher<'_> {
-    /// The scale and the second number of a group: NaN if it held anything not finite, 1 if it held only zeros (or, for an
+impl<'a> Finisher<'a> {
+    /// A group of zeros has the scale 1; the smallest one if the format has no zero, so that they come back as nearly none.
+    pub fn new(rule: &'static Rule, format: &'a Format, tensor: f32) -> Self {
+        Finisher { rule, format, tensor, zeros: if format.has_zero() { 1.0 } else { SCALE_RANGE.0 } }
+    }
+
+    /// The scale and the second number of a group: NaN if it held anything not finite, that of zeros if it held only those (for an
     /// affine rule, one number), else within [`SCALE_RANGE`] or the format of the scales.
     #[inline(always)]
     pub fn finish(&self, seen: &Observed) -> (f32, f32) {
@@ -174,7 +181,7 @@ impl Finisher<'_> {
             return (f32::NAN, f32::NAN);
         }
         match self.rule.kind {
-            _ if self.nothing_seen(seen) => (1.0, if self.rule.kind == Kind::Twn { 1.0 } else { second }),
+            _ if self.nothing_seen(seen) => (self.zeros, if self.rule.kind == Kind::Twn { 1.0 } else { second }),
             // The second look wants the threshold as it is.
             Kind::Twn => (scale, clamped(2.0 * scale)),
             _ => (clamped(scale), second),
@@ -340,7 +347,7 @@ mod tests {
                     let mut x = vec![0.5_f32; 100];
                     x[77] = bad;
                     let seen = rule.statistic.observe(&x[..50]).merge(rule.statistic.observe(&x[50..]));
-                    let finisher = Finisher { rule, format, tensor: 1.0 };
+                    let finisher = Finisher::new(rule, format, 1.0);
                     assert!(rule.is_one() || finisher.finish(&seen).0.is_nan(), "{} {} {bad}", format.name, rule.name);
                 }
             }

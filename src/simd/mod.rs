@@ -48,6 +48,44 @@ pub(crate) fn split_nibbles(level: Level, packed: &[u8], codes: &mut [u8]) {
     portable::split_nibbles(packed, codes);
 }
 
+/// How eight codes of up to 16 bits lie in the first sixteen bytes of theirs.
+pub(crate) struct Eights {
+    /// Codes' bits.
+    bits: u32,
+    /// For each code four places of bytes, of which those above 127 are no place.
+    places: [u8; 32],
+    /// How far the first of those bytes begins before the code.
+    shifts: [u32; 8],
+}
+
+impl Eights {
+    /// Of codes of so many bits.
+    pub fn new(bits: u32) -> Self {
+        let first = |code: usize| code * bits as usize;
+        Eights {
+            bits,
+            // A code ends within three bytes; what is beyond the sixteenth belongs to others.
+            places: std::array::from_fn(|i| match first(i / 4) / 8 + i % 4 {
+                place @ 0..16 if i % 4 < 3 => place as u8,
+                _ => 0x80,
+            }),
+            shifts: std::array::from_fn(|code| first(code) as u32 % 8),
+        }
+    }
+
+    /// Unpacks codes, each to a word, by eights and as long as there are sixteen bytes to read: gives how many that are.
+    #[inline(always)]
+    pub fn unpack(&self, level: Level, packed: &[u8], codes: &mut [u32]) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if level.has_avx2() {
+            // SAFETY: the level says that AVX2 is there.
+            return unsafe { x86_64::unpack_eights(self, packed, codes) };
+        }
+        let _ = (level, packed, codes);
+        0
+    }
+}
+
 /// Copies bytes with stores that go past the caches. Call [`stream_done`] before the data is handed to another thread.
 #[inline(always)]
 pub(crate) fn stream_copy(level: Level, from: &[u8], to: &mut [u8]) {
@@ -80,6 +118,29 @@ pub(crate) fn stream_done() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn eights_are_unpacked_as_far_as_sixteen_bytes_can_be_read() {
+        for bits in 1..=16_u32 {
+            let code = |i: usize| (i as u32).wrapping_mul(0x9e37_79b9) >> (32 - bits);
+            let mut packed = vec![0_u8; 100 * bits as usize / 8 + 1];
+            for i in 0..100 * bits as usize {
+                packed[i / 8] |= ((code(i / bits as usize) >> (i % bits as usize) & 1) as u8) << (i % 8);
+            }
+            for level in Level::supported() {
+                for length in 0..=packed.len() {
+                    let mut codes = [u32::MAX; 100];
+                    let done = Eights::new(bits).unpack(level, &packed[..length], &mut codes);
+                    assert!(done.is_multiple_of(8) && done * bits as usize <= 8 * length, "{level:?} {bits} {length}: {done}");
+                    assert!(length < 16 || done >= 8 || level == Level::PORTABLE, "{level:?} {bits} {length}: {done}");
+                    for (i, found) in codes.iter().enumerate() {
+                        let want = if i < done { code(i) } else { u32::MAX };
+                        assert_eq!(*found, want, "{level:?}, {bits} bits, {length} bytes, code {i}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn streamed_bytes_arrive_at_any_alignment() {

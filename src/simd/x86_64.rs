@@ -2,16 +2,17 @@
 
 use std::arch::x86_64::{
     __m128i, __m256, __m256i, _CMP_GT_OQ, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_sfence, _mm_stream_si128,
-    _mm256_add_epi32, _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cmp_ps,
-    _mm256_cmpgt_epi32, _mm256_cvtepu8_epi16, _mm256_cvttps_epi32, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_packs_epi32,
-    _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_permutevar8x32_ps,
-    _mm256_set1_epi16, _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_slli_epi16, _mm256_slli_epi32,
-    _mm256_srli_epi32, _mm256_storeu_si256, _mm256_stream_si256, _mm256_sub_epi32, _mm256_sub_ps,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_blendv_ps, _mm256_broadcastsi128_si256, _mm256_castps_si256,
+    _mm256_castsi256_ps, _mm256_cmp_ps, _mm256_cmpgt_epi32, _mm256_cvtepu8_epi16, _mm256_cvttps_epi32, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_maddubs_epi16, _mm256_max_ps, _mm256_min_ps, _mm256_mul_ps, _mm256_or_si256,
+    _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
+    _mm256_permutevar8x32_ps, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi32,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srli_epi32,
+    _mm256_srlv_epi32, _mm256_storeu_si256, _mm256_stream_si256, _mm256_sub_epi32, _mm256_sub_ps,
 };
 
-use super::portable;
 use super::table::{self, MOST, Shown, Sixteen, Tree};
+use super::{Eights, portable};
 
 #[target_feature(enable = "avx2")]
 pub(super) fn merge_nibbles(codes: &[u8], out: &mut [u8]) {
@@ -199,4 +200,27 @@ pub(super) fn look_up_sixteen(values: &[f32; 16], lanes: &mut [u32]) {
         }
     }
     table::portable_look_up(values, rest);
+}
+
+/// Eight codes at a time: each lane is given the bytes that its code lies in, and shifts it down.
+#[target_feature(enable = "avx2")]
+pub(super) fn unpack_eights(eights: &Eights, packed: &[u8], codes: &mut [u32]) -> usize {
+    let step = eights.bits as usize;
+    let readable = if packed.len() < 16 { 0 } else { (packed.len() - 16) / step + 1 };
+    let blocks = codes.as_chunks_mut::<8>().0;
+    let count = readable.min(blocks.len());
+    let low = _mm256_set1_epi32((1 << step) - 1);
+    // SAFETY: 32 readable bytes each, without alignment.
+    let (places, shifts) = unsafe {
+        (_mm256_loadu_si256(eights.places.as_ptr().cast()), _mm256_loadu_si256(eights.shifts.as_ptr().cast()))
+    };
+    for (i, block) in blocks[..count].iter_mut().enumerate() {
+        // SAFETY: the last sixteen bytes end within `packed` by the choice of `count`; 32 bytes are written.
+        unsafe {
+            let source = _mm_loadu_si128(packed.as_ptr().add(i * step).cast::<__m128i>());
+            let lanes = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(source), places);
+            _mm256_storeu_si256(block.as_mut_ptr().cast(), _mm256_and_si256(_mm256_srlv_epi32(lanes, shifts), low));
+        }
+    }
+    8 * count
 }

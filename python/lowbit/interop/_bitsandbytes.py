@@ -128,7 +128,7 @@ def from_bitsandbytes(
     if wrong is not None:
         raise _core.Error(f"absmax: element {wrong} is {scale[wrong]:g}; give 0, or from 2**-126 to 2**126")
     # Whatever a block's codes, its numbers are zero where absmax is.
-    codes = np.where(np.repeat(zeros, size)[:n], np.uint8(_ZERO), codes)
+    codes = np.where(np.repeat(zeros, min(size, n))[:n], np.uint8(_ZERO), codes)
     blocks = (*lengths[:-1], -(-lengths[-1] // size))
     scale = np.where(zeros, np.float32(1), scale).reshape(blocks)
     return _parts.from_codes(codes.reshape(lengths), scale, None, "nf4", len(lengths) - 1, size)

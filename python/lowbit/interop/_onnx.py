@@ -199,7 +199,7 @@ def from_onnx(
         zeros = zeros.astype(np.int64)
         if zeros.size and not low <= zeros.min() <= zeros.max() <= high:
             raise _core.Error(f"zero_point: {dtype} has those from {low} to {high}")
-        if zeros.size != scales.size:
+        if zeros.shape != scales.shape and (zeros.size, scales.size) != (1, 1):
             raise _core.Error(f"zero_point: shape {zeros.shape} is not scale's {scales.shape}")
         zeros = zeros.reshape(scales.shape)
     if size is None:

@@ -67,7 +67,7 @@ def block(name: str, element: Grid, scale_format: str, size: int | None) -> Bloc
         raise ValueError(f"element: {element.name} cannot be one")
     rules: tuple[str, ...] = ("floor", "ceil", "rceil", "even")
     if scale_format == "e4m3":
-        rules = ("amax", "four_over_six") if element.max == 6 else ("amax",)
+        rules = ("amax", "four_over_six") if element.name == "fp4_e2m1" else ("amax",)
     return BlockFormat(
         name=name, bits=element.bits, element=element, scales=scale_format, default_block=size,
         scale_rules=rules, default_scale=rules[0],

@@ -45,12 +45,17 @@ def ordered_sum(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return total
 
 
-def _safe(scale: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Clamp to where reciprocals are exact enough; zero becomes 1.
+def _zeros(grid: Grid) -> float:
+    """Give the scale of a group of zeros: the smallest one where the grid has no zero to make of them."""
+    return 1.0 if grid.nearest(np.zeros(1, np.float32))[0] == 0 else 2.0**-126
+
+
+def _safe(scale: NDArray[np.float64], zeros: float = 1.0) -> NDArray[np.float32]:
+    """Clamp to where reciprocals are exact enough; zero becomes 1, or what is given.
 
     Two roundings of a quotient of float32 numbers, to float64 and then to float32, give what one to float32 gives.
     """
-    return f32(np.where(scale == 0, 1.0, np.clip(scale, 2.0**-126, 2.0**126)))
+    return f32(np.where(scale == 0, zeros, np.clip(scale, 2.0**-126, 2.0**126)))
 
 
 def _amax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -59,7 +64,7 @@ def _amax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def rule_amax(rows: NDArray[np.float32], grid: Grid) -> Scales:
     """``"amax"``: the largest magnitude goes to the format's reference."""
-    return Scales(_safe(_amax(rows) / grid.reference))
+    return Scales(_safe(_amax(rows) / grid.reference, _zeros(grid)))
 
 
 def rule_minmax(rows: NDArray[np.float32], grid: Grid) -> Scales:
@@ -82,9 +87,9 @@ def rule_sawb(rows: NDArray[np.float32], grid: Grid) -> Scales:
     return Scales(_safe(np.where(alpha > 0, alpha, _amax(rows)) / levels))
 
 
-def rule_mean(rows: NDArray[np.float32], grid: Grid) -> Scales:  # noqa: ARG001
+def rule_mean(rows: NDArray[np.float32], grid: Grid) -> Scales:
     """``"mean"``: the mean magnitude becomes 1 (BitNet b1.58, XNOR-Net)."""
-    return Scales(_safe(ordered_sum(np.abs(rows.astype(np.float64))) / rows.shape[1]))
+    return Scales(_safe(ordered_sum(np.abs(rows.astype(np.float64))) / rows.shape[1], _zeros(grid)))
 
 
 def rule_twn(rows: NDArray[np.float32], grid: Grid) -> Scales:  # noqa: ARG001
