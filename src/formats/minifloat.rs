@@ -161,7 +161,7 @@ impl Codes for Minifloat {
 }
 
 const OCP: &str = "OCP Microscaling Formats v1.0";
-const ML_DTYPES: &str = "ml_dtypes, named there as float8_...";
+const ML_DTYPES: &str = "ml_dtypes (float8 of the same name)";
 
 /// A float as a format: scale 1 unless asked otherwise.
 pub(super) fn record(name: Cow<'static, str>, bits: u32, grid: impl Into<AnyGrid>, source: &'static str) -> Format {

@@ -352,11 +352,11 @@ pub fn log_grid(zeta: f64, delta: f64, bits: u32) -> Result<Format> {
         return Err(Error::argument("bits", format!("{bits} is out of range; give 2 to 16")));
     }
     if !(zeta.is_finite() && zeta >= 0.0) {
-        return Err(Error::argument("zeta", format!("{zeta} is out of range; give 0 (equal steps) or more")));
+        return Err(Error::argument("zeta", format!("{zeta:?} is out of range; give 0 (equal steps) or more")));
     }
     let least = f64::from(LEAST_STEP);
     if !(delta.is_finite() && delta >= least) {
-        return Err(Error::argument("delta", format!("{delta} is out of range; give 2^-126 or more")));
+        return Err(Error::argument("delta", format!("{delta:?} is out of range; give 2^-126 or more")));
     }
     // Minus zero is zero, in the name too.
     let zeta = zeta + 0.0;
@@ -367,11 +367,11 @@ pub fn log_grid(zeta: f64, delta: f64, bits: u32) -> Result<Format> {
         magnitudes.push(q as f32);
     }
     if !q.is_finite() || q > f64::from(MOST_STEP) {
-        let reason = format!("{zeta} reaches beyond float32 in {bits} bits; give less, or fewer bits");
+        let reason = format!("{zeta:?} reaches beyond float32 in {bits} bits; give less, or fewer bits");
         return Err(Error::argument("zeta", reason));
     }
     if magnitudes.windows(2).any(|pair| pair[1] - pair[0] < LEAST_STEP) {
-        let reason = format!("{delta} is too small beside the largest value {q} for float32 to tell neighbours apart");
+        let reason = format!("{delta:?} is too small beside the largest value {q:?} for float32 to tell neighbours apart");
         return Err(Error::argument("delta", reason));
     }
     let values = magnitudes[1..].iter().rev().map(|q| -q).chain(magnitudes.iter().copied()).collect();
