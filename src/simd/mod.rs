@@ -131,7 +131,10 @@ mod tests {
                 for length in 0..=packed.len() {
                     let mut codes = [u32::MAX; 100];
                     let done = Eights::new(bits).unpack(level, &packed[..length], &mut codes);
-                    assert!(done.is_multiple_of(8) && done * bits as usize <= 8 * length, "{level:?} {bits} {length}: {done}");
+                    assert!(
+                        done.is_multiple_of(8) && done * bits as usize <= 8 * length,
+                        "{level:?} {bits} {length}: {done}"
+                    );
                     assert!(length < 16 || done >= 8 || level == Level::PORTABLE, "{level:?} {bits} {length}: {done}");
                     for (i, found) in codes.iter().enumerate() {
                         let want = if i < done { code(i) } else { u32::MAX };
