@@ -300,3 +300,12 @@ def in_octave(e: int) -> float:
 )
 def test_errors_of_gaussian_numbers_are_known(format: str, options: dict[str, Any], error: float) -> None:
     assert lb.compare(normal(1 << 20), format, **options)[0].error == pytest.approx(error, rel=0.01)
+
+
+def test_long_names_are_shortened_where_people_read() -> None:
+    table = lb.table_format(np.linspace(-1, 1, 200))
+    q = lb.quantize(normal(100), table)
+    assert len(repr(q)) < 120
+    assert max(map(len, repr(lb.compare(normal(100), [table])).splitlines())) < 160
+    assert lb.compare(normal(100), [table])[0].format == table.name
+    assert lb.Quantized.from_bytes(q.to_bytes()) == q

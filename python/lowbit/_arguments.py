@@ -168,6 +168,11 @@ def real(value: Any, argument: str) -> float:
     return float(number)
 
 
+def shown(name: str) -> str:
+    """Shorten a name of many values for a line that people read."""
+    return name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
+
+
 def tensor_scale(value: Any) -> float | None:
     """Round the scale of a whole array to float32, as everything is that is stored."""
     return None if value is None else _core.float32(real(value, "tensor_scale"))

@@ -144,7 +144,7 @@ class Comparison(Sequence[ComparisonRow]):
         head += ["error", "SNR, dB", "codes used", "clipped", "to zero", "bytes", "bits"]
         body = [
             [
-                *(row.format, row.scale, row.block),
+                *(_arguments.shown(row.format), row.scale, row.block),
                 *[row.rounding] * mixed,
                 f"{row.error:.3g}",
                 f"{row.snr_db:.1f}",

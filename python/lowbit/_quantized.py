@@ -266,7 +266,7 @@ class Quantized:
     def __repr__(self) -> str:
         shared = "" if self.axis is None else f", axis={self.axis}"
         shared += "" if self.block_size is None else f", block_size={self.block_size}"
-        return f"<Quantized {self.format.name} {self.shape}{shared}, {self.nbytes} bytes>"
+        return f"<Quantized {_arguments.shown(self.format.name)} {self.shape}{shared}, {self.nbytes} bytes>"
 
 
 def _plain(array: NDArray[Any], ndim: int) -> NDArray[Any]:
