@@ -85,9 +85,11 @@ def overhead(repeats: int, threads: int) -> dict[str, dict[str, float]]:
     given, out, packed = np.asarray(scale), np.empty_like(x), np.empty(500, np.uint8)
     calls = {
         "fake_quantize": lambda: lb.fake_quantize(x, "int4", scale=scale, out=out),
-        "fake_quantize kernel": lambda: _core.fake_quantize(x, int4, given, None, None, None, "nearest", None, out),
+        "fake_quantize kernel": lambda: _core.fake_quantize(
+            x, int4, given, None, None, None, None, "nearest", None, out
+        ),
         "quantize": lambda: lb.quantize(x, "int4", scale=scale, out=packed),
-        "quantize kernel": lambda: _core.quantize(x, int4, given, None, None, None, "nearest", None, packed),
+        "quantize kernel": lambda: _core.quantize(x, int4, given, None, None, None, None, "nearest", None, packed),
     }
     us = {name: times[0] * x.size / 1000 for name, times in measure(calls, x.size, repeats, threads).items()}
     return {name: {"call": us[name], "kernel": us[f"{name} kernel"]} for name in ("fake_quantize", "quantize")}

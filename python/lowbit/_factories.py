@@ -190,7 +190,7 @@ def cfloat8(exponent_bits: SupportsIndex, bias: SupportsIndex) -> Format:
     480.0
     >>> q = lb.quantize(np.float32([3e-6, -1e-6]), lb.cfloat8(4, 7), scale="bias")
     >>> bool(q.scale == 2.0**-27), np.asarray(q).round(8)
-    (True, array([ 2.98e-06, -1.02e-06], dtype=float32))
+    (True, array([ 3.1e-06, -9.5e-07], dtype=float32))
     """
     return _core.cfloat8(_count(exponent_bits, "exponent_bits"), _small(bias, "bias"))
 
