@@ -249,7 +249,8 @@ impl<G: Codes, R: Round> Tile for Encode<'_, G, R> {
 /// Codes to numbers.
 pub(super) struct Decode<'t, D, R> {
     pub decoder: D,
-    pub codes: &'t [u32],
+    /// What becomes of them does not matter.
+    pub codes: &'t mut [u32],
     pub words: &'t [u32],
     pub y: &'t mut [f32],
     pub level: Level,
@@ -259,16 +260,13 @@ pub(super) struct Decode<'t, D, R> {
 impl<D: Decoder, R: Round> Tile for Decode<'_, D, R> {
     #[inline(always)]
     fn run<F: Factors>(&mut self, range: Range<usize>, factors: F) {
-        let codes = &self.codes[range.clone()];
+        let codes = &mut self.codes[range.clone()];
         let words = if R::RANDOM { &self.words[range.clone()] } else { &[] };
         let y = &mut self.y[range];
         if D::TOGETHER {
-            for (y, code) in y.iter_mut().zip(codes) {
-                *y = f32::from_bits(*code);
-            }
-            self.decoder.numbers(self.level, bytemuck::cast_slice_mut(y));
+            self.decoder.numbers(self.level, codes);
             for i in 0..codes.len().min(y.len()) {
-                y[i] = back::<R>(y[i], 0, 0.0, factors.at(i));
+                y[i] = back::<R>(f32::from_bits(codes[i]), 0, 0.0, factors.at(i));
             }
             return;
         }

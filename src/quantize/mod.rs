@@ -381,6 +381,7 @@ pub fn dequantize(packed: &[u8], spec: Spec, shape: &[usize], given: Given, out:
     let tiles = Tiles { packed, bits, plan: &plan, sink: Sink::new(out, level), level };
     match (plan.rounding, &plan.grid) {
         (Rounding::Dither(_), AnyGrid::Int(grid)) => tiles.run::<_, Dither>(*grid),
+        (_, AnyGrid::Int(grid)) => tiles.run::<_, Nearest>(*grid),
         // Codes of few bits are looked up in registers, whatever else their format does.
         (_, grid) if bits <= 4 => tiles.run::<_, Nearest>(Nibbles::new(&grid.decode_table(bits))),
         (_, grid) => grid.visit(tiles),
