@@ -44,9 +44,13 @@ def cost(row: ComparisonRow) -> float:
     return row.error * 4**row.bits_per_number
 
 
+#: Beside radix4 and luq4: which base is best, and whether a zero is worth its code.
+BASES = [lb.radix_format(2, 3), lb.radix_format(8, 3), lb.radix_format(4, 3, zero=False)]
+
+
 def names() -> list[str]:
     """List the formats that have a sign, as the numbers do."""
-    return [name for name in lb.formats() if lb.get_format(name).signed]
+    return [name for name in lb.formats() if lb.get_format(name).signed] + [fmt.name for fmt in BASES]
 
 
 def ways(fmt: lb.Format) -> list[dict[str, Any]]:

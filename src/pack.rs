@@ -260,19 +260,19 @@ pub fn unpack<C: Code>(packed: &[u8], bits: u32, codes: &mut [C]) -> Result<()> 
 
 /// Packs codes of three values five a byte, as digits of base 3, the first the lowest.
 #[inline(always)]
-pub(crate) fn pack_trits(codes: &[u32], out: &mut [u8]) {
+pub(crate) fn pack_trits<C: Code>(codes: &[C], out: &mut [u8]) {
     for (codes, byte) in codes.chunks(5).zip(out) {
-        *byte = codes.iter().rev().fold(0, |byte, code| 3 * byte + code) as u8;
+        *byte = codes.iter().rev().fold(0, |byte, &code| 3 * byte + code.into()) as u8;
     }
 }
 
 /// The inverse of [`pack_trits`].
 #[inline(always)]
-pub(crate) fn unpack_trits(packed: &[u8], codes: &mut [u32]) {
+pub(crate) fn unpack_trits<C: Code>(packed: &[u8], codes: &mut [C]) {
     for (codes, &byte) in codes.chunks_mut(5).zip(packed) {
         let mut rest = u32::from(byte);
         for code in codes {
-            (*code, rest) = (rest % 3, rest / 3);
+            (*code, rest) = (C::low(rest % 3), rest / 3);
         }
     }
 }
@@ -288,9 +288,7 @@ pub fn pack_three<C: Code>(codes: &[C], out: &mut [u8]) -> Result<()> {
         let code: u32 = codes[index].into();
         return Err(Error::argument("codes", format!("element {index} is {code}; five a byte are 0, 1 or 2")));
     }
-    for (codes, byte) in codes.chunks(5).zip(out) {
-        *byte = codes.iter().rev().fold(0, |byte, &code| 3 * byte + code.into()) as u8;
-    }
+    pack_trits(codes, out);
     Ok(())
 }
 
@@ -311,14 +309,11 @@ pub fn unpack_three(packed: &[u8], codes: &mut [u8]) -> Result<()> {
         let reason = format!("byte {index} is {}; five codes of three values are below 243", packed[index]);
         return Err(Error::argument("packed", reason));
     }
-    for (codes, &byte) in codes.chunks_mut(5).zip(packed) {
-        let mut rest = byte;
-        for code in codes {
-            (*code, rest) = (rest % 3, rest / 3);
-        }
-        if rest != 0 {
-            return Err(Error::argument("packed", "the unused digits of the last byte must be zero"));
-        }
+    unpack_trits(packed, codes);
+    // Of the last byte, the digits beyond the last code are left over.
+    let used = [1, 3, 9, 27, 81][codes.len() % 5];
+    if used > 1 && packed.last().is_some_and(|last| *last >= used) {
+        return Err(Error::argument("packed", "the unused digits of the last byte must be zero"));
     }
     Ok(())
 }

@@ -114,52 +114,36 @@ pub struct Scaling {
 }
 
 fn record(
-    name: Cow<'static, str>,
+    name: impl Into<Cow<'static, str>>,
     bits: u32,
-    (grid, largest, mantissa): (AnyGrid, f32, u32),
+    (grid, mantissa): (AnyGrid, u32),
     format: ScaleFormat,
     block: Option<usize>,
     source: &'static str,
 ) -> Format {
-    let exponent = (largest.to_bits() >> 23) as i32 - 127;
-    Format {
-        name,
-        bits,
-        coded: true,
-        reference: largest,
-        default_scale: if format.has_tensor_scale() { "amax" } else { "floor" },
-        default_block: block,
-        sawb: None,
-        powers: None,
-        scaling: Some(Scaling { format, exponent, mantissa }),
-        source,
-        grid,
-    }
+    let default_scale = if format.has_tensor_scale() { "amax" } else { "floor" };
+    let elements = Format::new(name, bits, grid, default_scale, source);
+    let exponent = (elements.reference.to_bits() >> 23) as i32 - 127;
+    Format { default_block: block, scaling: Some(Scaling { format, exponent, mantissa }), ..elements }
 }
 
 const OCP: &str = "OCP Microscaling Formats v1.0 (E8M0 scales)";
 
-fn mx(name: &'static str, bits: u32, grid: AnyGrid, largest: f32, mantissa: u32) -> Format {
-    record(Cow::Borrowed(name), bits, (grid, largest, mantissa), ScaleFormat::E8m0, Some(32), OCP)
+fn mx(name: &'static str, bits: u32, grid: impl Into<AnyGrid>, mantissa: u32) -> Format {
+    record(name, bits, (grid.into(), mantissa), ScaleFormat::E8m0, Some(32), OCP)
 }
 
 /// The block formats that have names.
 pub fn formats() -> Vec<Format> {
+    let nvidia = "NVIDIA, arXiv:2509.25149 (NVFP4: E4M3 scales under a float32 one)";
     vec![
-        mx("mxfp4", 4, AnyGrid::Minifloat(E2M1), 6.0, 1),
-        mx("mxfp6", 6, AnyGrid::Minifloat(E2M3), 7.5, 3),
-        mx("mxfp6_e3m2", 6, AnyGrid::Minifloat(E3M2), 28.0, 2),
-        mx("mxfp8", 8, AnyGrid::Minifloat(E4M3), 448.0, 3),
-        mx("mxfp8_e5m2", 8, AnyGrid::Minifloat(E5M2), 57_344.0, 2),
-        mx("mxint8", 8, AnyGrid::Fixed(fixed::MXINT8), 127.0 / 64.0, 6),
-        record(
-            Cow::Borrowed("nvfp4"),
-            4,
-            (AnyGrid::Minifloat(E2M1), 6.0, 1),
-            ScaleFormat::E4m3,
-            Some(16),
-            "NVIDIA, arXiv:2509.25149 (NVFP4: E4M3 scales under a float32 one)",
-        ),
+        mx("mxfp4", 4, E2M1, 1),
+        mx("mxfp6", 6, E2M3, 3),
+        mx("mxfp6_e3m2", 6, E3M2, 2),
+        mx("mxfp8", 8, E4M3, 3),
+        mx("mxfp8_e5m2", 8, E5M2, 2),
+        mx("mxint8", 8, fixed::MXINT8, 6),
+        record("nvfp4", 4, (E2M1.into(), 1), ScaleFormat::E4m3, Some(16), nvidia),
     ]
 }
 
@@ -192,8 +176,8 @@ pub fn block_format(element: &Format, format: ScaleFormat, block: Option<usize>)
         (_, None) => format!("block({},{})", element.name, format.name()),
         (_, Some(size)) => format!("block({},{},{size})", element.name, format.name()),
     };
-    let parts = (element.grid.clone(), element.extremes().2, mantissa);
-    Ok(record(Cow::Owned(name), element.bits, parts, format, block, "composed: lowbit.block_format"))
+    let parts = (element.grid.clone(), mantissa);
+    Ok(record(name, element.bits, parts, format, block, "composed: lowbit.block_format"))
 }
 
 /// QPyTorch's block floating point: symmetric integers under one power of two.

@@ -3,9 +3,7 @@
 //! Sources: Gupta et al., "Deep Learning with Limited Numerical Precision", ICML 2015, arXiv:1502.02551; the grid (delta, b)
 //! of Li and De Sa, NeurIPS 2019; QPyTorch's `FixedPoint`, arXiv:1910.04540.
 
-use std::borrow::Cow;
-
-use super::{AnyGrid, Call, Codes, Format, Grid, moves_away};
+use super::{Call, Codes, Format, Grid, moves_away};
 use crate::error::{Error, Result};
 
 /// `k 2^-fraction_bits` for integers k of so many bits.
@@ -120,19 +118,9 @@ pub fn fixed_point(bits: u32, fraction_bits: i32, symmetric: bool, clamp: bool) 
     name += if symmetric { ",symmetric" } else { "" };
     name += if clamp { ")" } else { ",unbounded)" };
     let bounded = Fixed::new(bits, fraction_bits, symmetric, true);
-    Ok(Format {
-        name: Cow::Owned(name),
-        bits,
-        coded: clamp && bits <= 16,
-        reference: bounded.highest * bounded.step,
-        default_scale: "one",
-        default_block: None,
-        sawb: None,
-        powers: None,
-        scaling: None,
-        source: "Gupta et al., ICML 2015, arXiv:1502.02551: lowbit.fixed_point",
-        grid: AnyGrid::Fixed(Fixed::new(bits, fraction_bits, symmetric, clamp)),
-    })
+    let source = "Gupta et al., ICML 2015, arXiv:1502.02551: lowbit.fixed_point";
+    let format = Format::new(name, bits, Fixed::new(bits, fraction_bits, symmetric, clamp), "one", source);
+    Ok(Format { coded: format.coded && clamp, reference: bounded.highest * bounded.step, ..format })
 }
 
 /// Reads the names that this family's factory writes.

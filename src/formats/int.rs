@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{AnyGrid, Call, Codes, Format, Grid, Sawb, moves_away};
+use super::{Call, Codes, Format, Grid, Sawb, moves_away};
 use crate::error::{Error, Result};
 
 /// The integers `lowest..=highest`, coded as `(value + shift) mod 2^bits`.
@@ -116,68 +116,29 @@ const fn sawb(bits: u32) -> Option<Sawb> {
     Some(Sawb { rms_factor, mean_factor, levels: ((1_u32 << (bits - 1)) - 1) as f64 })
 }
 
-fn record(name: Cow<'static, str>, bits: u32, grid: Int, source: &'static str) -> Format {
-    Format {
-        name,
-        bits,
-        coded: true,
-        reference: grid.highest,
-        default_scale: "amax",
-        default_block: None,
-        // The fit for two bits is for three levels, of which the two-bit integers have one too few or one too many.
-        sawb: if grid.lowest < 0.0 && bits > 2 { sawb(bits) } else { None },
-        powers: None,
-        scaling: None,
-        source,
-        grid: AnyGrid::Int(grid),
-    }
+fn record(name: impl Into<Cow<'static, str>>, bits: u32, grid: Int, source: &'static str) -> Format {
+    // The fit for two bits is for three levels, of which the two-bit integers have one too few or one too many.
+    let sawb = if grid.lowest < 0.0 && bits > 2 { sawb(bits) } else { None };
+    Format { sawb, ..Format::new(name, bits, grid, "amax", source) }
 }
+
+const SAWB: &str = "Choi et al., arXiv:1807.06964 (SAWB, 15 levels)";
+const SAWB_8: &str = "Choi et al., arXiv:1807.06964 (SAWB, 255 levels)";
+const PACT: &str = "Choi et al., arXiv:1805.06085 (PACT: activations in 16 levels from 0)";
+const BITNET: &str = "Ma et al., arXiv:2402.17764 (BitNet b1.58: activations)";
+const THREE: &str = "Ma et al., arXiv:2402.17764 (BitNet b1.58: absmean); Li et al., arXiv:1605.04711 (TWN)";
 
 /// The formats of this family that have names.
 pub fn formats() -> Vec<Format> {
     vec![
-    record(
-        Cow::Borrowed("int4"),
-        4,
-        Int::signed(4, false),
-        "Sun et al., NeurIPS 2020 (INT4 weights and activations)",
-    ),
-    record(
-        Cow::Borrowed("int4_symmetric"),
-        4,
-        Int::signed(4, true),
-        "Choi et al., arXiv:1807.06964 (SAWB, 15 levels)",
-    ),
-    record(
-        Cow::Borrowed("uint4"),
-        4,
-        Int::unsigned(4),
-        "Choi et al., arXiv:1805.06085 (PACT: activations in 16 levels from 0)",
-    ),
-    record(
-        Cow::Borrowed("int8"),
-        8,
-        Int::signed(8, false),
-        "Ma et al., arXiv:2402.17764 (BitNet b1.58: activations)",
-    ),
-    record(
-        Cow::Borrowed("int8_symmetric"),
-        8,
-        Int::signed(8, true),
-        "Choi et al., arXiv:1807.06964 (SAWB, 255 levels)",
-    ),
-    record(Cow::Borrowed("uint8"), 8, Int::unsigned(8), "ONNX QuantizeLinear (256 levels from 0)"),
-    Format {
-        default_scale: "mean",
-        sawb: sawb(2),
-        ..record(
-            Cow::Borrowed("ternary"),
-            2,
-            Int::around_zero(1, 2),
-            "Ma et al., arXiv:2402.17764 (BitNet b1.58: absmean); Li et al., arXiv:1605.04711 (TWN)",
-        )
-    },
-]
+        record("int4", 4, Int::signed(4, false), "Sun et al., NeurIPS 2020 (INT4 weights and activations)"),
+        record("int4_symmetric", 4, Int::signed(4, true), SAWB),
+        record("uint4", 4, Int::unsigned(4), PACT),
+        record("int8", 8, Int::signed(8, false), BITNET),
+        record("int8_symmetric", 8, Int::signed(8, true), SAWB_8),
+        record("uint8", 8, Int::unsigned(8), "ONNX QuantizeLinear (256 levels from 0)"),
+        Format { sawb: sawb(2), ..Format::new("ternary", 2, Int::around_zero(1, 2), "mean", THREE) },
+    ]
 }
 
 /// Integers of 2 to 8 bits.
@@ -195,7 +156,7 @@ pub fn integer(bits: u32, symmetric: bool, signed: bool) -> Result<Format> {
         (true, true) => format!("int{bits}_symmetric"),
         (false, _) => format!("uint{bits}"),
     };
-    Ok(record(Cow::Owned(name), bits, grid, "two's complement, or unsigned: lowbit.int_format"))
+    Ok(record(name, bits, grid, "two's complement, or unsigned: lowbit.int_format"))
 }
 
 /// Reads the names that this family's factory writes.

@@ -164,26 +164,13 @@ const OCP: &str = "OCP Microscaling Formats v1.0";
 const ML_DTYPES: &str = "ml_dtypes (float8 of the same name)";
 
 /// A float as a format: scale 1 unless asked otherwise.
-pub(super) fn record(name: Cow<'static, str>, bits: u32, grid: impl Into<AnyGrid>, source: &'static str) -> Format {
-    let grid = grid.into();
-    Format {
-        name,
-        bits,
-        coded: bits <= 16,
-        reference: grid.extremes().2,
-        default_scale: "one",
-        default_block: None,
-        sawb: None,
-        powers: None,
-        scaling: None,
-        source,
-        grid,
-    }
+fn record(name: impl Into<Cow<'static, str>>, bits: u32, grid: impl Into<AnyGrid>, source: &'static str) -> Format {
+    Format::new(name, bits, grid, "one", source)
 }
 
 fn named(name: &'static str, e: u32, m: u32, specials: Specials, source: &'static str) -> Format {
     let grid = Minifloat::new(e, m, default_bias(e, specials), specials, true, true);
-    record(Cow::Borrowed(name), 1 + e + m, grid, source)
+    record(name, 1 + e + m, grid, source)
 }
 
 const fn default_bias(e: u32, specials: Specials) -> i32 {
@@ -205,20 +192,20 @@ pub(super) const E5M2: Minifloat = Minifloat::new(5, 2, 15, Specials::Ieee, true
 /// The formats of this family that have names.
 pub fn formats() -> Vec<Format> {
     vec![
-    record(Cow::Borrowed("fp4_e2m1"), 4, E2M1, OCP),
-    record(Cow::Borrowed("fp6_e2m3"), 6, E2M3, OCP),
-    record(Cow::Borrowed("fp6_e3m2"), 6, E3M2, OCP),
+    record("fp4_e2m1", 4, E2M1, OCP),
+    record("fp6_e2m3", 6, E2M3, OCP),
+    record("fp6_e3m2", 6, E3M2, OCP),
     named("fp8_e3m4", 3, 4, Specials::Ieee, ML_DTYPES),
     named("fp8_e4m3", 4, 3, Specials::Ieee, ML_DTYPES),
-    record(Cow::Borrowed("fp8_e4m3fn"), 8, E4M3, OCP),
+    record("fp8_e4m3fn", 8, E4M3, OCP),
     named("fp8_e4m3fnuz", 4, 3, Specials::Fnuz, ML_DTYPES),
     record(
-        Cow::Borrowed("fp8_e4m3b11fnuz"),
+        "fp8_e4m3b11fnuz",
         8,
         Minifloat::new(4, 3, 11, Specials::Fnuz, true, true),
         ML_DTYPES,
     ),
-    record(Cow::Borrowed("fp8_e5m2"), 8, E5M2, OCP),
+    record("fp8_e5m2", 8, E5M2, OCP),
     named("fp8_e5m2fnuz", 5, 2, Specials::Fnuz, ML_DTYPES),
     named("float16", 5, 10, Specials::Ieee, "IEEE 754-2008 (binary16)"),
 ]
@@ -268,7 +255,7 @@ pub fn float(e: u32, m: u32, bias: Option<i32>, specials: Specials, subnormals: 
         8 => AnyGrid::from(Truncated::new(m, subnormals)),
         _ => Minifloat::new(e, m, bias, specials, subnormals, true).into(),
     };
-    Ok(record(Cow::Owned(name), 1 + e + m, grid, "a float of the caller's own: lowbit.float_format"))
+    Ok(record(name, 1 + e + m, grid, "a float of the caller's own: lowbit.float_format"))
 }
 
 const TESLA: &str = "Tesla, A Guide to Tesla's Configurable Floating Point Formats & Arithmetic, 2021";
@@ -282,7 +269,7 @@ fn configurable(name: String, e: u32, m: u32, bias: i32) -> Result<Format> {
     }
     let grid = Minifloat::new(e, m, bias, Specials::None, true, true);
     let powers = Some((bias - BIASES.end(), bias - BIASES.start()));
-    Ok(Format { powers, ..record(Cow::Owned(name), 1 + e + m, grid, TESLA) })
+    Ok(Format { powers, ..record(name, 1 + e + m, grid, TESLA) })
 }
 
 /// Tesla's `CFloat8_1_4_3` or `CFloat8_1_5_2`.
@@ -302,7 +289,7 @@ pub fn cfloat16_shp(bias: i32) -> Result<Format> {
 pub fn cfloat16_uhp(reserved: bool) -> Format {
     let specials = if reserved { Specials::Ieee } else { Specials::None };
     let name = if reserved { "cfloat16(uhp,reserved)" } else { "cfloat16(uhp)" };
-    record(Cow::Borrowed(name), 16, Minifloat::new(6, 10, 31, specials, false, false), TESLA)
+    record(name, 16, Minifloat::new(6, 10, 31, specials, false, false), TESLA)
 }
 
 /// Reads the names that this family's factories write.

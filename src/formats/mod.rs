@@ -1,7 +1,7 @@
 //! Number formats as records: what a format can do ([`Grid`], [`Codes`]), what it is ([`Format`]), which there are.
 //!
-//! **To add a family**: one file with a type that implements [`Grid`] and [`Codes`], `formats` and a `factory`, and
-//! one word in `registry!`. **To add a format of a family**: one row in its `formats`. **To add one that scales blocks**:
+//! **To add a family**: one file with a type that implements [`Grid`] and [`Codes`] and its `formats`, and one word in
+//! `registry!`; a `factory`, if it has one, is one more in `FACTORIES`. **To add a format of a family**: one row in its `formats`. **To add one that scales blocks**:
 //! one row in `blocks::formats`.
 //!
 //! A format's name is how it is made: `Format::named` makes whatever a factory's name says, so that a container needs no
@@ -13,6 +13,7 @@ use std::sync::{Arc, LazyLock};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 pub use crate::simd::table::Shown;
+use crate::simd::table::{MOST, STEPS};
 
 pub mod blocks;
 pub mod coding;
@@ -204,12 +205,6 @@ macro_rules! registry {
         fn listed() -> Vec<Format> {
             [$($module::formats()),*, blocks::formats()].concat()
         }
-
-        /// What the factory of a family makes of this call.
-        fn made(call: &Call) -> Option<Result<Format>> {
-            $(if let Some(format) = $module::factory(call) { return Some(format); })*
-            blocks::factory(call)
-        }
     };
 }
 
@@ -217,6 +212,13 @@ registry! {
     int: Int, radix4: Radix4, sign: Sign, radix: Radix, table: Table Lookup, minifloat: Minifloat, truncated: Truncated,
     fixed: Fixed,
 }
+
+/// Makes the format of a name that it has written itself; none of others.
+type Factory = fn(&Call) -> Option<Result<Format>>;
+
+/// Every factory.
+const FACTORIES: &[Factory] =
+    &[int::factory, radix::factory, table::factory, minifloat::factory, fixed::factory, blocks::factory];
 
 impl AnyGrid {
     /// The lowest value, the smallest positive one and the highest.
@@ -287,13 +289,27 @@ impl<'a> Call<'a> {
 }
 
 impl Format {
+    /// What most formats are: coded up to 16 bits, scaled to their highest value where they are, in no blocks of their own.
+    fn new(
+        name: impl Into<Cow<'static, str>>,
+        bits: u32,
+        grid: impl Into<AnyGrid>,
+        default_scale: &'static str,
+        source: &'static str,
+    ) -> Self {
+        let (name, grid) = (name.into(), grid.into());
+        let (coded, reference) = (bits <= 16, grid.extremes().2);
+        let (default_block, sawb, powers, scaling) = (None, None, None, None);
+        Format { name, bits, coded, reference, default_scale, default_block, sawb, powers, scaling, source, grid }
+    }
+
     /// The format of this name, a registered one or what a factory makes.
     pub fn named(name: &str) -> Result<Arc<Format>> {
         if let Some(format) = all().find(|format| format.name == name) {
             return Ok(format.clone());
         }
-        // A name that has been read has gone through every check, so it cannot be deeper than what was made.
-        let made = if name.len() <= LONGEST_NAME { Call::new(name).as_ref().and_then(made) } else { None };
+        let call = Call::new(name).filter(|_| name.len() <= LONGEST_NAME);
+        let made = call.and_then(|call| FACTORIES.iter().find_map(|factory| factory(&call)));
         match made {
             Some(Ok(format)) if format.name != name => {
                 Err(Error::argument("format", format!("{name:?} is spelled {:?}", format.name)))
@@ -397,9 +413,6 @@ pub(crate) fn moves_away(q: f32, word: u32, negative: u32) -> u32 {
     below | if low + 1.0 <= d { u32::MAX } else { 0 }
 }
 
-/// 2^31: so many pairs of words [`goes`] tells apart.
-const STEPS: f32 = 2_147_483_648.0;
-
 /// [`threshold`] of a fraction that is known to be below 1 after rounding, and no NaN.
 #[inline(always)]
 pub(crate) fn below_one(q: f32) -> i32 {
@@ -411,9 +424,8 @@ pub(crate) fn below_one(q: f32) -> i32 {
 /// How far a fraction of the way reaches among the 2^31 words that [`goes`] tells apart: its floor.
 #[inline(always)]
 pub(crate) fn threshold(q: f32) -> i32 {
-    /// The largest float32 below 2^31: where rounding has brought a fraction to 1, and for NaN.
-    const MOST: f32 = 2_147_483_520.0;
     let scaled = q * STEPS;
+    // Also where rounding has brought a fraction to 1, and for NaN.
     let scaled = if scaled < MOST { scaled } else { MOST };
     let scaled = if scaled > 0.0 { scaled } else { 0.0 };
     // SAFETY: from 0 to MOST, never NaN: i32 holds it. (`as` would check again, lane by lane.)
@@ -425,6 +437,12 @@ pub(crate) fn threshold(q: f32) -> i32 {
 #[inline(always)]
 pub(crate) fn goes(word: u32, threshold: i32) -> u32 {
     if ((word >> 1) as i32) < threshold { u32::MAX } else { 0 }
+}
+
+/// Signed integers that order as floats do (NaN at both ends); its own inverse.
+#[inline(always)]
+pub(crate) fn order_key(bits: u32) -> i32 {
+    (bits ^ ((bits as i32 >> 31) as u32 >> 1)) as i32
 }
 
 /// `yes` where the mask is all ones, `no` where it is zero.

@@ -4,9 +4,7 @@
 //! generalized here); Chmiel et al., "Accurate Neural Training with 4-bit Matrix Multiplications at Standard Formats",
 //! ICLR 2023, arXiv:2112.10769 (LUQ).
 
-use std::borrow::Cow;
-
-use super::{AnyGrid, Call, Codes, Format, Grid, choose, goes, threshold};
+use super::{Call, Codes, Format, Grid, choose, goes, threshold};
 use crate::error::{Error, Result};
 
 /// A sign and a power: code 0 is zero (or, without a zero, the smallest power), `sign << e | level` the others.
@@ -134,32 +132,11 @@ impl Codes for Radix {
     }
 }
 
-fn record(name: Cow<'static, str>, e: u32, grid: Radix, source: &'static str) -> Format {
-    Format {
-        name,
-        bits: e + 1,
-        coded: true,
-        reference: grid.largest,
-        default_scale: "amax",
-        default_block: None,
-        sawb: None,
-        powers: None,
-        scaling: None,
-        source,
-        grid: AnyGrid::Radix(grid),
-    }
-}
-
 /// The formats of this family that have names. LUQ scales the largest magnitude to the largest power, so that nothing is
 /// clipped and stochastic rounding has no bias; its zero is the nearest.
 pub fn formats() -> Vec<Format> {
-    vec![record(
-    Cow::Borrowed("luq4"),
-    3,
-    Radix::new(1, 3, 0, true, 0.5),
-    "Chmiel et al., ICLR 2023, arXiv:2112.10769 (LUQ: powers of two from max/64)",
-)
-]
+    let source = "Chmiel et al., ICLR 2023, arXiv:2112.10769 (LUQ: powers of two from max/64)";
+    vec![Format::new("luq4", 4, Radix::new(1, 3, 0, true, 0.5), "amax", source)]
 }
 
 /// Powers of `radix` with `e` exponent bits around 1, and a zero or none.
@@ -183,7 +160,7 @@ pub fn radix(radix: u32, e: u32, zero: bool) -> Result<Format> {
     // The middle between the smallest power and the one that would be below it.
     let from = (1.0 + radix as f32) / (2.0 * radix as f32);
     let grid = Radix::new(step, e, lowest, zero, from);
-    Ok(record(Cow::Owned(name), e, grid, "Sun et al., NeurIPS 2020, generalized: lowbit.radix_format"))
+    Ok(Format::new(name, e + 1, grid, "amax", "Sun et al., NeurIPS 2020, generalized: lowbit.radix_format"))
 }
 
 /// Reads the names that this family's factory writes.
@@ -197,6 +174,7 @@ pub fn factory(call: &Call) -> Option<Result<Format>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::AnyGrid;
     use super::*;
 
     #[test]

@@ -3,10 +3,7 @@
 //! Source: Sun et al., "Ultra-Low Precision 4-bit Training of Deep Neural Networks", NeurIPS 2020: figure 2c and equation 1
 //! for the even phase, section 3.3 and figure 4a for the odd one.
 
-use std::borrow::Cow;
-
-use super::{AnyGrid, Call, Codes, Format, Grid, choose, moves_away};
-use crate::error::Result;
+use super::{Codes, Format, Grid, choose, moves_away};
 
 /// Zero and sign times power: code 0 is zero, `sign << 3 | e` with e = 1..7 is `+-4^(e - 4)`, or half of that in the odd
 /// phase.
@@ -91,36 +88,14 @@ impl Codes for Radix4 {
 }
 
 pub(super) fn even() -> Format {
-    Format {
-    name: Cow::Borrowed("radix4"),
-    bits: 4,
-    coded: true,
-    reference: 64.0,
-    default_scale: "amax",
-    default_block: None,
-    sawb: None,
-    powers: None,
-    scaling: None,
-    source: "Sun et al., NeurIPS 2020, figure 2c and equation 1 (the even phase)",
-    grid: AnyGrid::Radix4(Radix4::phase(false)),
-    }
+    let source = "Sun et al., NeurIPS 2020, figure 2c and equation 1 (the even phase)";
+    Format::new("radix4", 4, Radix4::phase(false), "amax", source)
 }
 
 /// The two phases of two-phase rounding. Both scale `amax` to 64, so the odd phase clips the largest number to 32: at one
-/// shared scale their errors have opposite signs, which is the point.
+/// shared scale their errors have opposite signs, which is the point. (Their factory is that of [`super::radix`].)
 pub fn formats() -> Vec<Format> {
-    vec![
-    even(),
-    Format {
-        name: Cow::Borrowed("radix4_odd"),
-        source: "Sun et al., NeurIPS 2020, section 3.3, figure 4a (the odd phase: half of the even grid)",
-        grid: AnyGrid::Radix4(Radix4::phase(true)),
-        ..even()
-    },
-]
-}
-
-/// This family's formats are made by that of [`super::radix`].
-pub fn factory(_: &Call) -> Option<Result<Format>> {
-    None
+    let source = "Sun et al., NeurIPS 2020, section 3.3, figure 4a (the odd phase: half of the even grid)";
+    let odd = Format::new("radix4_odd", 4, Radix4::phase(true), "amax", source);
+    vec![even(), Format { reference: even().reference, ..odd }]
 }

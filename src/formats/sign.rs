@@ -3,10 +3,7 @@
 //! Sources: Rastegari et al., "XNOR-Net", ECCV 2016, arXiv:1603.05279 (scaled by the mean magnitude, per output filter);
 //! Courbariaux et al., `BinaryConnect`, NeurIPS 2015, arXiv:1511.00363 (zero is positive; stochastic binarization).
 
-use std::borrow::Cow;
-
-use super::{AnyGrid, Call, Codes, Format, Grid, goes, threshold};
-use crate::error::Result;
+use super::{Codes, Format, Grid, goes, threshold};
 
 /// The sign, zero's being plus.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,23 +43,6 @@ impl Codes for Sign {
 
 /// The format of this family.
 pub fn formats() -> Vec<Format> {
-    vec![Format {
-    name: Cow::Borrowed("sign"),
-    bits: 1,
-    coded: true,
-    reference: 1.0,
-    default_scale: "mean",
-    default_block: None,
-    sawb: None,
-    powers: None,
-    scaling: None,
-    source: "Rastegari et al., ECCV 2016, arXiv:1603.05279 (XNOR-Net)",
-    grid: AnyGrid::Sign(Sign),
-}
-]
-}
-
-/// This family has no factory.
-pub fn factory(_: &Call) -> Option<Result<Format>> {
-    None
+    let source = "Rastegari et al., ECCV 2016, arXiv:1603.05279 (XNOR-Net)";
+    vec![Format::new("sign", 1, Sign, "mean", source)]
 }

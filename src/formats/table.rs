@@ -3,10 +3,9 @@
 //! Sources: Dettmers et al., `QLoRA`, arXiv:2305.14314 (NF4; its values and its rule for ties as in bitsandbytes); Li and
 //! De Sa, "Dimension-Free Bounds for Low-Precision Training", NeurIPS 2019 (the grid of zeta and delta).
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::{AnyGrid, Call, Codes, Decoder, Family, Format, Grid, Shown, goes, threshold};
+use super::{AnyGrid, Call, Codes, Decoder, Family, Format, Grid, Shown, goes, order_key, threshold};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::simd::table::{self, Sixteen, Tree};
@@ -148,16 +147,15 @@ struct Boundaries {
 /// Bits of a float32 that choose a part of the guide: sign, exponent, two of the mantissa.
 const GUIDE_BITS: u32 = 11;
 
-/// Unsigned integers that order as float32 numbers do.
+/// The part that a number lies in, counted from the lowest.
 #[inline(always)]
-fn order_key(t: f32) -> u32 {
-    let bits = t.to_bits();
-    bits ^ (((bits as i32 >> 31) as u32) | 0x8000_0000)
+fn part_of(t: f32) -> u32 {
+    (order_key(t.to_bits()) as u32 ^ 0x8000_0000) >> (32 - GUIDE_BITS)
 }
 
 impl Boundaries {
     fn new(mut all: Vec<f32>) -> Self {
-        let first = |part: u32| all.partition_point(|boundary| order_key(*boundary) < part << (32 - GUIDE_BITS));
+        let first = |part: u32| all.partition_point(|boundary| part_of(*boundary) < part);
         let before: Vec<u16> = (0..1 << GUIDE_BITS).map(|part| first(part) as u16).collect();
         let ends = before[1..].iter().copied().chain([all.len() as u16]);
         let most = before.iter().zip(ends).map(|(start, end)| end - start).max().unwrap_or(0);
@@ -169,7 +167,7 @@ impl Boundaries {
     /// How many boundaries are below `t`; any number for NaN.
     #[inline(always)]
     fn below(&self, t: f32) -> usize {
-        let mut rank = usize::from(self.before[(order_key(t) >> (32 - GUIDE_BITS)) as usize]);
+        let mut rank = usize::from(self.before[part_of(t) as usize]);
         for step in (0..self.steps).rev() {
             rank += usize::from(t > self.all[rank + (1 << step) - 1]) << step;
         }
@@ -273,43 +271,19 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-fn record(name: Cow<'static, str>, bits: u32, reference: f32, source: &'static str, grid: AnyGrid) -> Format {
-    Format {
-        name,
-        bits,
-        coded: true,
-        reference,
-        default_scale: "one",
-        default_block: None,
-        sawb: None,
-        powers: None,
-        scaling: None,
-        source,
-        grid,
-    }
-}
-
 /// The short tables that have names.
 pub fn formats() -> Vec<Format> {
-    vec![Format {
-    default_scale: "amax",
-    default_block: Some(64),
-    ..record(
-        Cow::Borrowed("nf4"),
-        4,
-        1.0,
-        "Dettmers et al., arXiv:2305.14314 (QLoRA: quantiles of a normal distribution)",
-        AnyGrid::Table(Table::new(&NF4)),
-    )
-}
-]
+    let source = "Dettmers et al., arXiv:2305.14314 (QLoRA: quantiles of a normal distribution)";
+    vec![Format { default_block: Some(64), ..Format::new("nf4", 4, Table::new(&NF4), "amax", source) }]
 }
 
 fn of_values(name: String, bits: u32, values: Vec<f32>, source: &'static str) -> Format {
     let reference = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-    let grid =
-        if values.len() <= SHORT { Table::new(&values).into() } else { AnyGrid::Lookup(Lookup(Arc::new(Long::new(values)))) };
-    record(Cow::Owned(name), bits, reference, source, grid)
+    let grid: AnyGrid = match values.len() {
+        0..=SHORT => Table::new(&values).into(),
+        _ => Lookup(Arc::new(Long::new(values))).into(),
+    };
+    Format { reference, ..Format::new(name, bits, grid, "one", source) }
 }
 
 /// The least and the greatest difference of neighbours: their reciprocals are float32 numbers with all digits.

@@ -1,10 +1,7 @@
 //! The upper part of float32: bfloat16 and its kin.
 
-use std::borrow::Cow;
-
 use super::coding::{Coding, SIGN, Specials, UNUSED};
-use super::{Call, Codes, Format, Grid, goes, minifloat, threshold};
-use crate::error::Result;
+use super::{Codes, Format, Grid, goes, threshold};
 
 /// The upper part of float32: its exponents, fewer mantissa bits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,13 +88,7 @@ impl Codes for Truncated {
     }
 }
 
-/// The format of this family that has a name.
+/// The format of this family that has a name; its others are made by the factory of [`super::minifloat`].
 pub fn formats() -> Vec<Format> {
-    let source = "the upper half of IEEE 754's binary32";
-    vec![minifloat::record(Cow::Borrowed("bfloat16"), 16, Truncated::new(7, true), source)]
-}
-
-/// This family's formats are made by that of [`super::minifloat`].
-pub fn factory(_: &Call) -> Option<Result<Format>> {
-    None
+    vec![Format::new("bfloat16", 16, Truncated::new(7, true), "one", "the upper half of IEEE 754's binary32")]
 }

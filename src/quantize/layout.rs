@@ -68,8 +68,8 @@ impl Grouping {
 #[derive(Clone, Debug)]
 pub(crate) struct Map(Vec<(usize, usize, usize)>);
 
-/// Runs of one scale shorter than this are served element by element.
-const SHORT: usize = 33;
+/// Runs of one scale shorter than this are served element by element, side by side.
+pub(super) const FINE: usize = 33;
 
 impl Map {
     /// `strides` are those of the scales, per dimension of the blocked shape, zero where they broadcast.
@@ -124,7 +124,7 @@ impl Map {
 
     /// Whether runs of one scale are so short that a scale for each element is cheaper.
     pub(crate) fn is_fine(&self) -> bool {
-        self.0.first().is_some_and(|&(length, block, stride)| if stride == 0 { length < SHORT } else { block < SHORT })
+        self.0.first().is_some_and(|&(length, block, stride)| if stride == 0 { length < FINE } else { block < FINE })
     }
 
     /// Calls `visit(position, index, step, count)` for each run of the elements `range`: `count` elements, the first of

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::kernel::{Factor, Plain, Round, Tile};
-use super::layout::{Grouping, Map};
-use super::runs::{FINE, Runs, each};
+use super::layout::{FINE, Grouping, Map};
+use super::runs::{Runs, each};
 use super::slab::{Slab, Words};
 use super::{Given, Rounding, Scaling, Spec, observe};
 use crate::cpu::Level;

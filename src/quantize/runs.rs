@@ -13,9 +13,6 @@ pub(super) struct Runs {
     recip: [f32; TILE],
 }
 
-/// Groups smaller than this are rounded with a scale for each element, side by side. (Known scales: `Map::is_fine`.)
-pub(super) const FINE: usize = 33;
-
 impl Runs {
     #[inline(always)]
     pub fn new() -> Self {

@@ -5,6 +5,7 @@
 
 mod rules;
 
+use crate::formats::order_key;
 pub use rules::{Finisher, RULES, Rule, Second, TENSOR_RANGE};
 
 /// The bits of float32 infinity: anything at or above is not finite.
@@ -82,12 +83,6 @@ impl Observed {
     pub fn extremes(&self) -> (f32, f32) {
         (f32::from_bits(order_key(self.low as u32) as u32), f32::from_bits(order_key(self.high as u32) as u32))
     }
-}
-
-/// Signed integers that order as floats do (NaN at both ends, so it survives minimum and maximum); its own inverse.
-#[inline(always)]
-fn order_key(bits: u32) -> i32 {
-    (bits ^ ((bits as i32 >> 31) as u32 >> 1)) as i32
 }
 
 impl Statistic {

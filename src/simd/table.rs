@@ -98,8 +98,11 @@ pub(super) fn portable_nearest(table: &Sixteen, lanes: &mut [u32], shown: Shown)
     }
 }
 
-/// The largest float32 below 2^31: where rounding has brought a fraction to 1.
-pub(super) const MOST: f32 = 2_147_483_520.0;
+/// 2^31: so many fractions of the way are told apart.
+pub(crate) const STEPS: f32 = 2_147_483_648.0;
+
+/// The largest float32 below it: where rounding has brought a fraction to 1.
+pub(crate) const MOST: f32 = 2_147_483_520.0;
 
 pub(super) fn portable_stochastic(table: &Sixteen, lanes: &mut [u32], words: &[u32], shown: Shown) {
     for (lane, word) in lanes.iter_mut().zip(words) {
@@ -107,7 +110,7 @@ pub(super) fn portable_stochastic(table: &Sixteen, lanes: &mut [u32], words: &[u
         let t = if t > least { t } else { least };
         let t = if t < most { t } else { most };
         let rank = table.cuts.rank(t) & 15;
-        let way = (t - table.values[rank]) * table.shares[rank] * 2_147_483_648.0;
+        let way = (t - table.values[rank]) * table.shares[rank] * STEPS;
         let way = if way < MOST { way } else { MOST };
         let rank = rank + usize::from(((word >> 1) as i32) < way as i32);
         *lane = if shown == Shown::Codes { rank as u32 } else { table.values[rank & 15].to_bits() };

@@ -11,7 +11,7 @@ use std::arch::x86_64::{
     _mm256_srlv_epi32, _mm256_storeu_si256, _mm256_stream_si256, _mm256_sub_epi32, _mm256_sub_ps,
 };
 
-use super::table::{self, MOST, Shown, Sixteen, Tree};
+use super::table::{self, MOST, STEPS, Shown, Sixteen, Tree};
 use super::{Eights, portable};
 
 #[target_feature(enable = "avx2")]
@@ -170,7 +170,7 @@ pub(super) fn stochastic_of_sixteen(table: &Sixteen, lanes: &mut [u32], words: &
     let (blocks, rest) = lanes.as_chunks_mut::<8>();
     let (word_blocks, word_rest) = words.as_chunks::<8>();
     let (least, greatest) = (_mm256_set1_ps(table.values[0]), _mm256_set1_ps(table.values[15]));
-    let (most, all) = (_mm256_set1_ps(MOST), _mm256_set1_ps(2_147_483_648.0));
+    let (most, all) = (_mm256_set1_ps(MOST), _mm256_set1_ps(STEPS));
     for (block, words) in blocks.iter_mut().zip(word_blocks) {
         // SAFETY: eight floats and eight words are read and eight words written, without alignment.
         unsafe {

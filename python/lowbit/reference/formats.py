@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -22,7 +23,7 @@ def f32(a: ArrayLike) -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class Grid(ABC):
     """What every format has; rounding is on t, the number in units of its scale."""
 
     name: str
@@ -67,21 +68,21 @@ class Grid:
         """The smallest positive number."""
         return float(self.values[self.values > 0][0])
 
+    @abstractmethod
     def nearest(self, t: NDArray[np.float32]) -> NDArray[np.float32]:
         """Round to the nearest number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stochastic(self, t: NDArray[np.float32], words: NDArray[np.uint32]) -> NDArray[np.float32]:
         """Round to a neighbour by one random word for each element; beyond the grid to its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, values: NDArray[np.float32]) -> NDArray[np.unsignedinteger]:
         """Give the codes of numbers of the grid."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.float32]:
         """Give the values of codes; every code has one, written or not."""
-        raise NotImplementedError
 
     def _code(self, codes: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
         return codes.astype(np.uint8 if self.bits <= 8 else np.uint16)
