@@ -102,6 +102,15 @@ def test_rceil_never_clips_and_is_the_least(block: str) -> None:
     assert (amax / (scale / 2) > np.float64(record.max)).all()
 
 
+@pytest.mark.parametrize("block", E8M0)
+def test_rceil_at_its_least_scale(block: str) -> None:
+    """2^-127 is a subnormal number: a largest value that it holds exactly takes it, one a step above does not."""
+    largest = lb.get_format(block).max
+    assert scale_of(largest * 2.0**-127, block, "rceil") == 2.0**-127
+    assert scale_of(largest * (2.0**-127 - 2.0**-149), block, "rceil") == 2.0**-127
+    assert scale_of(largest * (2.0**-127 + 2.0**-149), block, "rceil") == 2.0**-126
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 def test_scale_codes_are_those_of_the_scale_format(block: str) -> None:
     q = lb.quantize(np.ldexp(normal(4096), (np.arange(4096) // 64).astype(np.int32) - 30).astype(np.float32), block)

@@ -79,7 +79,8 @@ def test_the_threshold_parts_the_words(name: str) -> None:
 
 
 def test_words_agree_with_the_reference(name: str) -> None:
-    t = np.concatenate([normal(50001), normal(50001, 1) * np.float32(20), float32([0x7F800000, 0xFF800000])])
+    wild = float32([0x7F800000, 0xFF800000, 0x7F7FFFFF, 0xFF7FFFFF] * 4)
+    t = np.concatenate([wild, normal(50001), normal(50001, 1) * np.float32(20), wild[:2]])
     words = np.random.default_rng(2).integers(0, WORDS, t.size, np.uint32)
     want = reference.get_format(name).stochastic(t, words)
     for run in runs(t.size):
