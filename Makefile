@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test cargo-test pytest test-peers check fmt lint types doc bench experiments fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench experiments fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,7 +50,20 @@ cargo-test:
 	cargo test --release
 
 pytest: $(VENV)/.extra-test
-	$(BIN)/python -m pytest tests --ignore=tests/peers --pyargs lowbit
+	$(BIN)/python -m pytest tests --ignore=tests/peers --ignore=tests/torch_layer --pyargs lowbit --ignore-glob='*/lowbit/torch/*'
+
+# Torch alone is several GB: an environment of its own, which the torch tier and its demo share.
+TORCH = $(VENV)-torch
+
+$(TORCH)/.installed: $(INSTALLED)
+	test -x $(TORCH)/bin/python || $(PYTHON) -m venv $(TORCH)
+	$(TORCH)/bin/pip install --quiet --upgrade "pip>=24"
+	$(TORCH)/bin/pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
+	$(TORCH)/bin/pip install --quiet --no-compile "$$(ls $(WHEEL)/*.whl)[torch,test,demo]"
+	touch $@
+
+test-torch: $(TORCH)/.installed  ## test lowbit.torch (5 GB, in $(VENV)-torch)
+	$(TORCH)/bin/python -m pytest tests/torch_layer --pyargs lowbit.torch
 
 # An environment of its own: torch alone is several GB. qtorch compiles its kernels when it is imported: it finds ninja on
 # the path, and needs a C++ compiler.
@@ -67,7 +80,7 @@ test-peers: $(PEERS)/.installed  ## hold lowbit against the real torchao, qtorch
 	PATH="$(abspath $(PEERS))/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(abspath $(PEERS))/torch_extensions" \
 	    TORCH_COMPILE_DISABLE=1 $(PEERS)/bin/python -m pytest -W ignore::SyntaxWarning -W ignore::DeprecationWarning tests/peers
 
-check: fmt lint types doc test  ## run the full gate: format, lint, types, docs, tests
+check: fmt lint types types-torch doc test test-torch  ## run the full gate: format, lint, types, docs, tests (with torch: 5 GB)
 
 fmt: $(VENV)/.extra-lint
 	cargo fmt --check
@@ -84,6 +97,9 @@ types: $(VENV)/.extra-lint
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest lowbit._core --allowlist tests/stubtest-allowlist.txt
 
+types-torch: $(VENV)/.extra-lint $(TORCH)/.installed
+	$(BIN)/mypy --config-file= --strict --warn-unreachable --python-executable $(TORCH)/bin/python -p lowbit.torch
+
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
 
@@ -94,7 +110,7 @@ tables: $(VENV)/.extra-experiments  ## solve the codecs' tables again and compar
 	$(BIN)/python tables/write.py --check
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(PEERS) build target
+	rm -rf $(VENV) $(TORCH) $(PEERS) build target
 
 bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (where importable) torch; BENCH="--sizes 2^20" to choose
 	$(BIN)/python benches/bench.py $(BENCH)

@@ -73,15 +73,24 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-#: What a module may import when it is used: the extras of pyproject.toml.
-EXTRAS = {"plot.py": {"matplotlib"}}
+#: What a module, or a package's modules, may import when used: the extras of pyproject.toml.
+EXTRAS = {"plot.py": {"matplotlib"}, "torch": {"torch"}}
 
 
 def test_the_package_needs_only_numpy_and_safetensors() -> None:
-    for path in (ROOT / "python" / "lowbit").rglob("*.py"):
-        allowed = {"lowbit", "numpy", "safetensors", *sys.stdlib_module_names, *EXTRAS.get(path.name, ())}
+    package = ROOT / "python" / "lowbit"
+    for path in package.rglob("*.py"):
+        allowed = {"lowbit", "numpy", "safetensors", *sys.stdlib_module_names}
+        allowed |= EXTRAS.get(path.name, set()) | EXTRAS.get(path.relative_to(package).parts[0], set())
         foreign = {name for name in imported(path) if name.split(".")[0] not in allowed}
         assert not foreign, f"{path.name} imports {foreign}"
+
+
+def test_the_core_does_not_know_the_layers_above() -> None:
+    package = ROOT / "python" / "lowbit"
+    for path in package.rglob("*.py"):
+        if path.relative_to(package).parts[0] != "torch":
+            assert not {name for name in imported(path) if name.startswith("lowbit.torch")}, path
 
 
 def test_importing_the_package_imports_no_extra() -> None:
