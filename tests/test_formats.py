@@ -13,7 +13,7 @@ import pytest
 
 import lowbit as lb
 from lowbit import reference
-from support import FORMATS, allowed, around, assert_same, bits, critical, float32, runs
+from support import FORMATS, KEY, allowed, around, assert_same, bits, critical, float32, runs
 
 POWERS = [4.0**n for n in range(-3, 4)]
 VALUES = {
@@ -237,6 +237,11 @@ def test_infinities_saturate_and_nan_stays_with_a_given_scale(name: str) -> None
     assert y[0] == record.max
     assert y[1] == (record.values[0] if record.coded else -record.max)
     assert bits(y)[2:].tolist() == [0x7FC00000] * 2, "a NaN is the canonical one"
+    ends = np.tile(float32([0x7F800000, 0xFF800000, 0x7F7FFFFF, 0xFF7FFFFF]), 40)
+    for run in runs(ends.size):
+        got = lb.fake_quantize(ends, name, scale=1.0, rounding="stochastic", key=KEY)
+        assert_same(got[:2], y[:2], run)
+        assert_same(got, np.tile(got[:4], 40), run)
 
 
 def test_the_sign_of_what_becomes_zero(name: str) -> None:
