@@ -1,3 +1,16 @@
-"""Train below 8 bits in PyTorch: operations on tensors, quantized layers, recipes."""
+"""Train below 8 bits in PyTorch: operations on tensors, quantized layers, recipes.
+
+>>> import torch, lowbit.torch
+>>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+>>> model = lowbit.torch.prepare(model, lowbit.torch.recipes.sun2020())
+>>> model(torch.ones(1, 4)).shape
+torch.Size([1, 2])
+"""
 
 from __future__ import annotations
+
+from lowbit.torch import nn, recipes
+from lowbit.torch._prepare import param_groups, prepare
+from lowbit.torch._spec import Products, Recipe, Rotation, Spec
+
+__all__ = ["Products", "Recipe", "Rotation", "Spec", "nn", "param_groups", "prepare", "recipes"]

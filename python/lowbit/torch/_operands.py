@@ -1,0 +1,187 @@
+"""Operands of products: tensors rounded to a format's values, and the codes that are kept of them.
+
+An operand is `values`, what a product multiplies, and `scale`, what its result is multiplied by: one number, or one along
+an axis that the product does not sum over. Where scales change along the sum (blocks), or an offset is added, they are
+in the values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lowbit as lb
+from lowbit.torch import _codes
+from lowbit.torch._contract import Steps, steps
+from lowbit.torch._spec import Rotation, Spec
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a product multiplies."""
+
+    values: Tensor
+    scale: Tensor | None
+    steps: Steps | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An operand as it is stored: packed codes, scales, and offsets or the scale of the tensor (see `_codes`)."""
+
+    packed: Tensor
+    scale: Tensor
+    rest: Tensor
+    shape: tuple[int, ...]
+
+
+def as_is(x: Tensor) -> Operand:
+    """Take float32 numbers, unquantized."""
+    return Operand(x.to(torch.float32), None, None)
+
+
+def groups(spec: Spec, axis: int) -> dict[str, int | None]:
+    """Say which numbers share a scale."""
+    fmt = lb.get_format(spec.format)
+    if spec.in_blocks:
+        own = None if fmt.scale_format is not None else fmt.default_block or 32
+        return {"axis": axis, "block_size": spec.block_size or own}
+    return {"axis": 0 if spec.per in ("channel", "token") else None, "block_size": None}
+
+
+def encode(x: Tensor, spec: Spec, *, axis: int, scale: Tensor | None = None, key: lb.Key | None = None) -> Kept:
+    """Round numbers by a spec and keep their codes.
+
+    Parameters
+    ----------
+    x : Tensor
+        float32, bfloat16 or float16.
+    spec : Spec
+    axis : int
+        Which axis the product sums over.
+    scale : Tensor, optional
+        The scale, where it is not the spec's own to find.
+    key : Key, optional
+        For stochastic rounding.
+    """
+    if spec.per == "tile":
+        x = _tiles(x, math.isqrt(lb.get_format(spec.format).default_block or 1))
+        axis = 1
+    given: Any = spec.scale if scale is None else scale
+    options = {**groups(spec, axis), "rounding": spec.rounding, "key": key if spec.random else None}
+    shape = tuple(x.shape)
+    try:
+        return Kept(*_codes.quantize(x, spec.format, given, **options), shape)
+    except lb.Error:
+        finite = torch.isfinite(x)
+        if finite.all():
+            raise
+    return _not_finite(x, finite, spec, given, options, shape)
+
+
+def _not_finite(
+    x: Tensor, finite: Tensor, spec: Spec, given: Any, options: dict[str, Any], shape: tuple[int, ...]
+) -> Kept:
+    """Make the scale of every group with a number that is not finite NaN, and so all its numbers.
+
+    Under a scale of the tensor (``nvfp4``), which every number has a part in, that is every group.
+    """
+    fmt = lb.get_format(spec.format)
+    packed, scale, rest = _codes.quantize(x.masked_fill(~finite, 0.0), spec.format, given, **options)
+    if fmt.scale_format == "e4m3":
+        scale = torch.full_like(scale, 127)
+        return Kept(packed, scale, rest, shape)
+    # NaN where the sum of a group is: found by the same cut into groups.
+    marks = torch.where(finite, 0.0, float("nan"))
+    groups = _codes.group_sums(marks, options["axis"], options["block_size"] or fmt.default_block).reshape(scale.shape)
+    scale = torch.where(groups.isnan(), 255, scale) if scale.dtype == torch.uint8 else scale + groups
+    return Kept(packed, scale.contiguous(), rest, shape)
+
+
+def decode(kept: Kept, spec: Spec, *, axis: int, shape: tuple[int, ...] | None = None) -> Operand:
+    """Make the operand of what `encode` kept; `shape` is that of the numbers, where tiles have another."""
+    if spec.per == "tile":
+        tiles = _codes.dequantize(kept.packed, spec.format, kept.shape, kept.scale, kept.rest, **groups(spec, 1))
+        assert shape is not None
+        return Operand(_untiled(tiles, shape, math.isqrt(lb.get_format(spec.format).default_block or 1)), None, None)
+    if spec.in_blocks or kept.rest.numel():
+        values = _codes.dequantize(kept.packed, spec.format, kept.shape, kept.scale, kept.rest, **groups(spec, axis))
+        return Operand(values, None, None)
+    return Operand(_codes.values(kept.packed, spec.format, kept.shape), kept.scale, steps(spec.format))
+
+
+def quantized(
+    x: Tensor, spec: Spec | None, *, axis: int, scale: Tensor | None = None, key: lb.Key | None = None
+) -> Operand:
+    """Round numbers by a spec (or not at all) and make an operand of them."""
+    if spec is None:
+        return as_is(x)
+    if spec.samples == 1:
+        kept = encode(x, spec, axis=axis, scale=scale, key=key)
+        return decode(kept, spec, axis=axis, shape=tuple(x.shape))
+    assert key is not None
+    draws = [quantized(x, _single(spec), axis=axis, scale=scale, key=key.fold(i)) for i in range(spec.samples)]
+    total = draws[0].values
+    for draw in draws[1:]:
+        total = total + draw.values
+    if draws[0].scale is None:
+        return Operand(total / spec.samples, None, None)
+    sums = None if draws[0].steps is None else draws[0].steps.times(spec.samples)
+    return Operand(total, draws[0].scale / spec.samples, sums)
+
+
+def _single(spec: Spec) -> Spec:
+    return Spec(spec.format, spec.scale, spec.per, spec.block_size, spec.rounding, 1, spec.gradient, spec.momentum)
+
+
+def rescaled(product: Tensor, *operands: Operand) -> Tensor:
+    """Multiply a product by its operands' scales: by their own product, one float32 number, where each is one number."""
+    scales = [operand.scale for operand in operands if operand.scale is not None]
+    if len(scales) == 2 and scales[0].numel() == scales[1].numel() == 1:
+        both = scales[0].reshape(()) * scales[1].reshape(())
+        if torch.isfinite(both) and both >= torch.finfo(torch.float32).tiny:
+            return product.mul_(both)
+    for scale in scales:
+        product.mul_(scale.reshape(()) if scale.numel() == 1 else scale)
+    return product
+
+
+def rotated(x: Tensor, turn: Rotation, *, axis: int, key: lb.Key | None) -> Tensor:
+    """Turn runs of numbers along an axis: random signs, then an orthonormal Hadamard transform (in float32)."""
+    rows = x.to(torch.float32).movedim(axis, -1)
+    padding = -rows.shape[-1] % turn.block
+    rows = torch.nn.functional.pad(rows, (0, padding)).reshape(*rows.shape[:-1], -1, turn.block)
+    words = lb.random_bits(lb.Key(0).fold("signs") if turn.fixed or key is None else key, turn.block)
+    signs = torch.from_numpy(np.where(words >> 31, np.float32(-1), np.float32(1))).to(x.device)
+    return _codes.hadamard(rows * signs).flatten(-2).movedim(-1, axis)
+
+
+def _tiles(w: Tensor, side: int) -> Tensor:
+    """Cut a weight, seen as a matrix, into squares: one row for each, zeros where it ends."""
+    matrix = w.detach().flatten(1)
+    matrix = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % side, 0, -matrix.shape[0] % side))
+    squares = matrix.unflatten(1, (-1, side)).unflatten(0, (-1, side))
+    return squares.permute(0, 2, 1, 3).reshape(-1, side * side)
+
+
+def _untiled(tiles: Tensor, shape: tuple[int, ...], side: int) -> Tensor:
+    rows, columns = -(-shape[0] // side), -(-math.prod(shape[1:]) // side)
+    squares = tiles.reshape(rows, columns, side, side).permute(0, 2, 1, 3)
+    matrix = squares.reshape(rows * side, columns * side)
+    return matrix[: shape[0], : math.prod(shape[1:])].reshape(shape).contiguous()
+
+
+@contextlib.contextmanager
+def float32_products(device: str) -> Any:
+    """Leave autocast alone: products are float32 whatever the caller's layers are cast to."""
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            yield
+    else:
+        yield

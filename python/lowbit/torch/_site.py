@@ -1,0 +1,255 @@
+"""The state of a quantized product, and what happens to it when the optimizer steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import lowbit as lb
+from lowbit.torch._autograd import product
+from lowbit.torch._contract import Convolution
+from lowbit.torch._product import SLOTS
+from lowbit.torch._spec import Products
+
+#: Every site that is alive: an optimizer's step is told to those whose weight it moves.
+_SITES: weakref.WeakSet[Site] = weakref.WeakSet()
+_ORDER = itertools.count()
+_UNKNOWN, _UNSIGNED, _SIGNED = -1, 0, 1
+
+
+class Site(nn.Module):
+    """One quantized product: how its operands are quantized, and the state that needs.
+
+    Parameters
+    ----------
+    products : Products
+    pact_init : float, optional
+        Where the clip of PACT starts. None: at the largest magnitude of the first training batch.
+    grad_scale : float
+        Where the power of two of GradScale starts.
+
+    Attributes
+    ----------
+    clip : Parameter or None
+        PACT's clip, a scalar.
+    grad_scale : Tensor or None
+        GradScale's power of two: what dL/dy is multiplied by before it is rounded.
+    grad_max : Tensor or None
+        The running maximum of ``scale="hindsight"``; 0 before the first step.
+    record : Tensor
+        The last numbers seen, in the order of `SLOTS`. Shares are seen only while `recording`.
+    """
+
+    SLOTS = SLOTS
+    clip: Tensor | None
+    clip_signed: Tensor | None
+    grad_scale: Tensor | None
+    grad_max: Tensor | None
+    record: Tensor
+
+    def __init__(self, products: Products, *, pact_init: float | None = None, grad_scale: float = 1.0) -> None:
+        super().__init__()
+        self.products = products
+        self.recording = False
+        rules = {spec.scale for _, spec in products.specs()}
+        # A Parameter from the start, so that an optimizer made before the first batch has it.
+        self.clip = nn.Parameter(torch.tensor(pact_init or 0.0)) if "pact" in rules else None
+        self.pact_init = pact_init
+        self._sign = _UNKNOWN
+        self.register_buffer("clip_signed", torch.tensor(_UNKNOWN) if "pact" in rules else None)
+        self.register_buffer("grad_scale", torch.tensor(float(grad_scale)) if "gradscale" in rules else None)
+        self.register_buffer("grad_max", torch.tensor(0.0) if "hindsight" in rules else None)
+        # Not a buffer: what one rank has seen since the last step is no other's.
+        self.record = torch.zeros(len(SLOTS))
+        self._weight: weakref.ref[Tensor] | None = None
+        self._clip_in_optimizer = False
+        self._stepped = False
+        self._order = next(_ORDER)
+        _SITES.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._weight = None
+        self._order = next(_ORDER)
+        _SITES.add(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_weight": None}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.clip_signed is not None:
+            self._sign = int(self.clip_signed)
+
+    def extra_repr(self) -> str:
+        """Say how each operand is quantized."""
+        return ", ".join(f"{name}={spec!r}" for name, spec in self.products.specs())
+
+    def multiply(
+        self, x: Tensor, w: Tensor, geometry: Convolution | None = None, *, owner: Tensor | None = None
+    ) -> Tensor:
+        """Compute the product of the quantized input and weight; float32, to be given its bias.
+
+        `owner` is the parameter that `w` is a part of.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"input: expected a float tensor, got {x.dtype}")
+        if self.training:
+            self._see(w if owner is None else owner)
+        products = self._products(x)
+        key = None
+        if products.random:
+            key = torch.randint(-(1 << 63), (1 << 63) - 1, (2,), dtype=torch.int64)
+        return product(
+            _narrow(x),
+            w,
+            self.clip if products.input is not None and products.input.scale == "pact" else None,
+            key,
+            self.grad_scale,
+            self.grad_max,
+            self.record,
+            products.text,
+            geometry,
+            self.recording,
+        )
+
+    def start(self, clip: float, *, signed: bool) -> None:
+        """Set PACT's clip and whether it holds negative numbers, as the first batch would."""
+        if self.clip is None or self.clip_signed is None:
+            return
+        with torch.no_grad():
+            self.clip.fill_(clip)
+            self.clip_signed.fill_(_SIGNED if signed else _UNSIGNED)
+        self._sign = int(signed)
+
+    def _products(self, x: Tensor) -> Products:
+        """Fit PACT's format to the input: signed if it was negative anywhere in the first training batch."""
+        products = self.products
+        if self.clip is None or products.input is None:
+            return products
+        if self._sign == _UNKNOWN:
+            if torch.compiler.is_compiling():
+                raise RuntimeError("PACT's clips start at the first batch: run one before torch.compile")
+            low, high = torch.aminmax(x.detach()) if x.numel() else (torch.zeros(()), torch.zeros(()))
+            top = float(max(-low, high))
+            signed = bool(low < 0)
+            if self.training and 0 < top < math.inf:
+                self.start(self.pact_init or top, signed=signed)
+            elif self.pact_init is None:
+                # Nothing to start from: all zero, or not finite. Such numbers need no clip.
+                return _unclipped(products, signed)
+        else:
+            signed = self._sign == _SIGNED
+        return _signed(products, signed)
+
+    def _see(self, w: Tensor) -> None:
+        """Remember the weight, by which an optimizer is known; complain of a clip that none has."""
+        if torch.compiler.is_compiling():
+            return
+        if self._weight is None or self._weight() is not w:
+            self._weight = weakref.ref(w)
+        if self._stepped and not self._clip_in_optimizer and self.clip is not None and self.clip.requires_grad:
+            self._clip_in_optimizer = True
+            warnings.warn(
+                "the clips of PACT are in no optimizer that has stepped, so they stay as they are: give the optimizer "
+                "lowbit.torch.param_groups(model, pact_decay=...), or make it after prepare",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def vote(self) -> int:
+        """Vote on the scale of the gradients by the largest one: +1 to double it, 0, or -1 to halve it.
+
+        Sun et al., NeurIPS 2020, figure 3a: m = max |scale dL/dy| in [0, 32]: +1; in (32, 64]: 0; above 64: -1.
+        """
+        assert self.grad_scale is not None
+        spec = next(spec for _, spec in self.products.specs() if spec.scale == "gradscale")
+        reference = lb.get_format(spec.format).reference
+        m = float(self.grad_scale) * float(self.record[0])
+        if math.isnan(m) or not self.record[-1]:
+            return 0
+        return 1 if m <= reference / 2 else -1 if m > reference else 0
+
+    def step(self, votes: int) -> None:
+        """Take a step of the optimizer: move the scales of the gradients, and forget their magnitude."""
+        if self.grad_scale is not None and votes:
+            factor = 2.0 if votes > 0 else 0.5
+            self.grad_scale = (self.grad_scale * factor).clamp(2.0**-126, 2.0**126)
+        if self.grad_max is not None and self.record[-1]:
+            peak = self.record[0]
+            spec = next(spec for _, spec in self.products.specs() if spec.scale == "hindsight")
+            eta = spec.momentum or 0.0
+            if torch.isfinite(peak):
+                before = self.grad_max
+                mixed = (1 - eta) * peak + eta * before if before > 0 else peak.clone()
+                self.grad_max = mixed.to(before.device)
+        self.record[0] = 0.0
+        self.record[-1] = 0.0
+
+
+def _narrow(x: Tensor) -> Tensor:
+    """Round float64 to float32, as everywhere in lowbit."""
+    return x.to(torch.float32) if x.dtype == torch.float64 else x
+
+
+def _signed(products: Products, signed: bool) -> Products:
+    """Give PACT's input the format of its sign: all codes from 0 up, or as many on either side of it."""
+    spec = products.input
+    assert spec is not None
+    fmt = lb.get_format(spec.format)
+    if fmt.signed == signed:
+        return products
+    other = f"int{fmt.bits}_symmetric" if signed else f"uint{fmt.bits}"
+    return _with_format(products, other, "pact")
+
+
+def _unclipped(products: Products, signed: bool) -> Products:
+    return _with_format(_signed(products, signed), None, "amax")
+
+
+def _with_format(products: Products, format: str | None, scale: str) -> Products:
+    spec = products.input
+    assert spec is not None
+    return products.with_input(replace(spec, format=format or spec.format, scale=scale))
+
+
+def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Tell every site whose weight this optimizer moves (or whose weight is frozen) that a step was taken."""
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    sites = []
+    # In the order in which they were made, which is the same on every rank.
+    for site in sorted(_SITES, key=lambda site: site._order):
+        weight = None if site._weight is None else site._weight()
+        if site.clip is not None and id(site.clip) in moved:
+            site._clip_in_optimizer = True
+        if weight is not None and (id(weight) in moved or not weight.requires_grad):
+            site._stepped = True
+            sites.append(site)
+    scaled = [site for site in sites if site.grad_scale is not None]
+    votes = [site.vote() for site in scaled]
+    if votes and torch.distributed.is_available() and torch.distributed.is_initialized():
+        votes = _summed(votes, scaled[0])
+    for site, vote in zip(scaled, votes, strict=True):
+        site.step(vote)
+    for site in sites:
+        if site.grad_scale is None:
+            site.step(0)
+
+
+def _summed(votes: list[int], site: Site) -> list[int]:
+    """Add the votes of all ranks."""
+    assert site.grad_scale is not None
+    total = torch.tensor(votes, device=site.grad_scale.device)
+    torch.distributed.all_reduce(total)
+    return [int(v) for v in total.tolist()]
+
+
+register_optimizer_step_post_hook(_stepped)

@@ -1,0 +1,255 @@
+"""What a quantized layer is made of: how each operand of its three products is quantized."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import lowbit as lb
+
+Per = Literal["tensor", "channel", "token", "block", "tile"]
+
+#: Scales that belong to training: the learned clip of PACT; the voted power of two; the maximum of earlier steps.
+STATEFUL = ("pact", "gradscale", "hindsight")
+
+
+def _one_of(value: object, argument: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise lb.Error(f"{argument}: {value!r} is none of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How one operand of a product is quantized.
+
+    Parameters
+    ----------
+    format : str
+        A number format: a name of ``lowbit.formats()``, or what a factory's format is called.
+    scale : str or float, optional
+        A scale rule of the format; a number (every number is divided by it); ``"pact"`` (inputs: a learned clip,
+        arXiv:1805.06085); ``"gradscale"`` (gradients: the layer's power of two, Sun et al. 2020, figure 3a) or
+        ``"hindsight"`` (gradients: the running maximum of earlier steps, arXiv:2112.10769). Default: the format's own
+        rule.
+    per : {"tensor", "channel", "token", "block", "tile"}
+        What shares a scale: all numbers; an output channel (weights); a row, or of a convolution's input a sample; a
+        run of `block_size` numbers along the axis that the product sums over; a square of a weight, whose side is the
+        root of the format's block. Formats with a block of their own are always in blocks.
+    block_size : int, optional
+        For ``"block"``; default the format's own, else 32.
+    rounding : {"nearest", "stochastic"}
+    samples : int
+        Gradients: the mean of so many independent stochastic roundings (the SMP of arXiv:2112.10769).
+    gradient : {"pass", "clip"}
+        The straight-through estimator of weights and inputs: the gradient passes everywhere, or is zero where a number
+        was clipped (by the scale; where the format is ``sign``, beyond 1: BNN and XNOR-Net).
+    momentum : float, optional
+        For ``"hindsight"``: the eta of ``m[t] = (1 - eta) max|x[t-1]| + eta m[t-1]``.
+
+    Raises
+    ------
+    lowbit.Error
+        There is no such format, or an option does not fit it; the message names the argument.
+
+    Examples
+    --------
+    >>> from lowbit.torch import Spec
+    >>> Spec("int4_symmetric", scale="sawb", gradient="clip")
+    Spec('int4_symmetric', scale='sawb', gradient='clip')
+    """
+
+    format: str
+    scale: str | float | None = None
+    per: Per = "tensor"
+    block_size: int | None = None
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    samples: int = 1
+    gradient: Literal["pass", "clip"] = "pass"
+    momentum: float | None = None
+
+    def __post_init__(self) -> None:
+        fmt = lb.get_format(self.format)
+        object.__setattr__(self, "format", fmt.name)
+        if not fmt.coded:
+            raise lb.Error(f"format: {fmt.name} has no codes, and what a layer keeps is stored; take one of 16 bits")
+        _one_of(self.per, "per", ("tensor", "channel", "token", "block", "tile"))
+        _one_of(self.rounding, "rounding", ("nearest", "stochastic"))
+        _one_of(self.gradient, "gradient", ("pass", "clip"))
+        if isinstance(self.scale, str) and self.scale not in (*STATEFUL, *fmt.scale_rules):
+            known = ", ".join((*fmt.scale_rules, *STATEFUL))
+            raise lb.Error(f"scale: {fmt.name} has no rule {self.scale!r}; it can use {known}, or a number")
+        if not isinstance(self.scale, str | None) and not 2.0**-126 <= self.scale <= 2.0**126:
+            raise lb.Error(f"scale: {self.scale} is not a number from 2**-126 to 2**126")
+        if self.samples < 1 or (self.samples > 1 and self.rounding == "nearest"):
+            raise lb.Error(f"samples: {self.samples} of nearest rounding; more than one wants rounding='stochastic'")
+        if (self.scale == "hindsight") != (self.momentum is not None):
+            raise lb.Error("momentum: goes with scale='hindsight', which needs it (a number from 0 to 1)")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise lb.Error(f"momentum: {self.momentum} is not from 0 up to 1")
+        if self.per == "tile" and (
+            fmt.default_block is None or math.isqrt(fmt.default_block) ** 2 != fmt.default_block
+        ):
+            raise lb.Error(f"per: 'tile' wants a format whose block is a square, such as 256; {fmt.name} has none")
+        if self.in_blocks and self.gradient == "clip":
+            raise lb.Error(f"gradient: 'clip' wants one clip for all numbers; {fmt.name} is scaled in blocks")
+        if self.in_blocks and isinstance(self.scale, str) and self.scale in STATEFUL:
+            raise lb.Error(f"scale: {self.scale!r} is one number; {fmt.name} is scaled in blocks")
+
+    def __repr__(self) -> str:
+        given = ((f.name, getattr(self, f.name)) for f in fields(self)[1:] if getattr(self, f.name) != f.default)
+        return f"Spec({', '.join([repr(self.format), *(f'{name}={value!r}' for name, value in given)])})"
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether scales change along the axis that the product sums over."""
+        return self.per in ("block", "tile") or lb.get_format(self.format).default_block is not None
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers."""
+        return self.rounding == "stochastic"
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A randomized Hadamard transform along the axis that a gradient product sums over, of both operands.
+
+    Parameters
+    ----------
+    block : int
+        How many numbers are mixed, a power of two; the axis is padded with zeros to a multiple of it.
+    fixed : bool
+        One vector of signs for ever (arXiv:2509.25149), or a new one at every call (arXiv:2502.20586).
+    """
+
+    block: int
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.block < 2 or self.block & (self.block - 1):
+            raise lb.Error(f"block: {self.block} is not a power of two from 2")
+
+
+@dataclass(frozen=True)
+class Products:
+    """The three products of a layer: ``y = x W^T``, ``dL/dx = dL/dy W`` and ``dL/dW = dL/dy^T x``.
+
+    Parameters
+    ----------
+    weight, input : Spec, optional
+        The operands of the forward product. None: float32.
+    grad_input, grad_weight : Spec, optional
+        ``dL/dy`` as the operand of ``dL/dx`` and of ``dL/dW``.
+    weight_again, input_again : Spec, optional
+        How the weight is quantized for ``dL/dx`` and the input for ``dL/dW``. None: the codes of the forward product.
+    rotate_input, rotate_weight : Rotation, optional
+        Of both operands of ``dL/dx`` and of ``dL/dW``, which are then quantized again (float32 where no spec says how).
+    """
+
+    weight: Spec | None = None
+    input: Spec | None = None
+    grad_input: Spec | None = None
+    grad_weight: Spec | None = None
+    weight_again: Spec | None = None
+    input_again: Spec | None = None
+    rotate_input: Rotation | None = None
+    rotate_weight: Rotation | None = None
+
+    def __post_init__(self) -> None:
+        for name, spec in self.specs():
+            gradient = name.startswith("grad_")
+            if spec.scale in ("gradscale", "hindsight") and not gradient:
+                raise lb.Error(f"{name}: scale={spec.scale!r} belongs to gradients")
+            if spec.scale == "pact" and name != "input":
+                raise lb.Error(f"{name}: scale='pact' belongs to the input of the forward product")
+            if spec.scale == "pact" and not lb.get_format(spec.format).uniform:
+                raise lb.Error(f"{name}: scale='pact' wants a format of equal steps, such as uint4")
+            if spec.samples > 1 and not gradient:
+                raise lb.Error(f"{name}: samples={spec.samples} belongs to gradients")
+            if spec.per in ("channel", "tile") and not name.startswith("weight"):
+                raise lb.Error(f"{name}: per={spec.per!r} belongs to weights")
+            if spec.per == "token" and name not in ("input", "input_again"):
+                raise lb.Error(f"{name}: per='token' belongs to inputs")
+
+    def specs(self) -> list[tuple[str, Spec]]:
+        """Name the operands that are quantized."""
+        every = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return [(name, value) for name, value in every if isinstance(value, Spec)]
+
+    @property
+    def random(self) -> bool:
+        """Whether a call draws random numbers."""
+        turned = any(turn is not None and not turn.fixed for turn in (self.rotate_input, self.rotate_weight))
+        return turned or any(spec.random for _, spec in self.specs())
+
+    @property
+    def text(self) -> str:
+        """One line that `parse` reads: what an operation takes as an argument."""
+        return _text(self)
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def parse(text: str) -> Products:
+        """Read what `text` wrote."""
+        parts: dict[str, Any] = json.loads(text)
+        kinds = {name: Rotation if name.startswith("rotate_") else Spec for name in parts}
+        return Products(**{name: None if part is None else kinds[name](**part) for name, part in parts.items()})
+
+    def with_input(self, spec: Spec | None) -> Products:
+        """Give the same with another input."""
+        return replace(self, input=spec)
+
+
+@lru_cache(maxsize=1024)
+def _text(products: Products) -> str:
+    return json.dumps({name: part for name, part in asdict(products).items() if part is not None})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the layers of a model are quantized.
+
+    Parameters
+    ----------
+    name : str
+    inner : Products
+        For every layer but the first and the last.
+    first, last : Products, optional
+        For those, in the order of ``model.named_modules()`` (an embedding table is a layer). None: they stay as they
+        are.
+    last_share : float
+        Which share of the layers, from the end, is "last"; at least one.
+    pointwise : Products, optional
+        For 1x1 convolutions; default as `inner`.
+    depthwise : bool
+        Whether convolutions with one input channel a group are converted.
+    embedding : Spec, optional
+        For embedding tables. None: they stay as they are.
+    pact_init : float, optional
+        Where the clips of PACT start. None: at the largest magnitude of the first batch.
+    grad_scale : float
+        Where the power of two of GradScale starts.
+    source : str
+    """
+
+    name: str
+    inner: Products
+    first: Products | None = None
+    last: Products | None = None
+    last_share: float = 0.0
+    pointwise: Products | None = None
+    depthwise: bool = False
+    embedding: Spec | None = None
+    pact_init: float | None = None
+    grad_scale: float = 1.0
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pact_init is not None and not (math.isfinite(self.pact_init) and self.pact_init > 0):
+            raise lb.Error(f"pact_init: {self.pact_init} is not a positive number")
+        mantissa, _ = math.frexp(self.grad_scale) if math.isfinite(self.grad_scale) else (0, 0)
+        if mantissa != 0.5:
+            raise lb.Error(f"grad_scale: {self.grad_scale} is not a power of two")

@@ -1,0 +1,88 @@
+"""Quantized convolutions."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lowbit as lb
+from lowbit.torch._contract import Convolution
+from lowbit.torch._site import Site
+from lowbit.torch._spec import Products
+from lowbit.torch.nn.linear import finished
+
+
+def _convolve(layer: Conv1d | Conv2d, input: Tensor) -> Tensor:
+    """Pad as the layer says, then multiply, then add the bias."""
+    dims = layer.weight.dim() - 2
+    if input.dim() not in (dims + 1, dims + 2) or input.shape[-dims - 1] != layer.in_channels:
+        raise lb.Error(
+            f"input: shape {tuple(input.shape)} is not ([n,] {layer.in_channels}, {', '.join(['...'] * dims)})"
+        )
+    x = input if input.dim() == dims + 2 else input.unsqueeze(0)
+    padding = cast("tuple[int, ...] | str", layer.padding)
+    if isinstance(padding, str) or layer.padding_mode != "zeros":
+        # torch's own list, last axis first; with "same" the two sides may differ.
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
+        padding = (0,) * dims
+    geometry = Convolution(
+        cast("tuple[int, ...]", layer.stride), padding, cast("tuple[int, ...]", layer.dilation), layer.groups
+    )
+    y = layer.site.multiply(x, layer.weight, geometry)
+    bias = None if layer.bias is None else layer.bias.reshape(-1, *(1,) * dims)
+    return finished(y if input.dim() == dims + 2 else y.squeeze(0), bias, input)
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` whose three products are quantized.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As in `torch.nn.Conv2d`.
+    products : Products
+        How each operand is quantized.
+    pact_init, grad_scale
+        Where the state starts (see `Site`).
+    """
+
+    site: Site
+
+    def __init__(
+        self,
+        *args: Any,
+        products: Products,
+        pact_init: float | None = None,
+        grad_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.site = Site(products, pact_init=pact_init, grad_scale=grad_scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ([n,] channels, height, width)."""
+        return _convolve(self, input) if self.site.products.specs() else super().forward(input)
+
+
+class Conv1d(nn.Conv1d):
+    """`torch.nn.Conv1d` whose three products are quantized; arguments as in `Conv2d`."""
+
+    site: Site
+
+    def __init__(
+        self,
+        *args: Any,
+        products: Products,
+        pact_init: float | None = None,
+        grad_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.site = Site(products, pact_init=pact_init, grad_scale=grad_scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ([n,] channels, length)."""
+        return _convolve(self, input) if self.site.products.specs() else super().forward(input)
