@@ -98,7 +98,8 @@ types: $(VENV)/.extra-lint
 	$(BIN)/python -m mypy.stubtest lowbit._core --allowlist tests/stubtest-allowlist.txt
 
 types-torch: $(VENV)/.extra-lint $(TORCH)/.installed
-	$(BIN)/mypy --config-file= --strict --warn-unreachable --python-executable $(TORCH)/bin/python -p lowbit.torch
+	$(BIN)/mypy --config-file= --strict --warn-unreachable --allow-untyped-calls --no-warn-return-any \
+	    --no-warn-unused-ignores --python-executable $(TORCH)/bin/python -p lowbit.torch
 
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet

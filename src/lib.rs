@@ -3,6 +3,7 @@
 //! The crate is the core of the Python package of the same name. Everything is built from five parts: a *format*
 //! ([`formats`]), a *scale* rule ([`scale`]), a *rounding* ([`quantize`]), a *key* ([`stream`]) and a *pack* ([`pack`]).
 
+pub mod clip;
 pub mod cpu;
 pub mod error;
 pub mod formats;

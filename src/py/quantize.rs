@@ -285,6 +285,22 @@ pub(super) fn pack<'py>(
     })
 }
 
+/// A bit for each number of `low..=high`, and how many others there are.
+#[pyfunction]
+pub(super) fn clip_bits<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyUntypedArray>,
+    low: f32,
+    high: f32,
+) -> PyResult<(Bound<'py, PyUntypedArray>, usize)> {
+    let (x, mut outside) = (Input::new("x", x)?.view, 0);
+    let bits = fill_new::<u8>(py, &[x.len().div_ceil(8)], |bits| {
+        outside = py.detach(|| crate::clip::inside(&x, low, high, bits))?;
+        Ok(())
+    })?;
+    Ok((bits, outside))
+}
+
 #[pyfunction]
 pub(super) fn unpack<'py>(
     py: Python<'py>,

@@ -1,4 +1,8 @@
-"""A quantized product for autograd: a Function where PyTorch runs eagerly, custom operations where it compiles."""
+"""A quantized product for autograd: a Function where PyTorch runs eagerly, custom operations where it compiles.
+
+Both call `_product`. The Function costs a tenth of the operations' time a call; the operations are opaque to the compiler,
+which would else look into NumPy.
+"""
 
 from __future__ import annotations
 
@@ -9,94 +13,107 @@ from torch import Tensor
 
 from lowbit.torch import _product
 from lowbit.torch._contract import Convolution
+from lowbit.torch._operands import Kept
+from lowbit.torch._product import Call, Saved
 from lowbit.torch._spec import Products
 
-_Kept = tuple[Tensor, Tensor, Tensor, Tensor]
+_Gradients = tuple[Tensor | None, ...]
 
 
 def product(
     x: Tensor,
     w: Tensor,
+    bias: Tensor | None,
     clip: Tensor | None,
     key: Tensor | None,
     grad_scale: Tensor | None,
     grad_max: Tensor | None,
     record: Tensor,
-    products: str,
+    products: Products,
     geometry: Convolution | None,
     recording: bool,
 ) -> Tensor:
     """Multiply quantized operands, with quantized gradients; float32."""
-    wanted = any(t.requires_grad for t in (x, w, clip) if t is not None) and torch.is_grad_enabled()
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, bias, clip) if t is not None)
     if torch.compiler.is_compiling():
-        keep = torch.is_grad_enabled() and _keeps(w, clip)
         y, *_, seen = _forward_op(
-            x, w, clip, key, grad_scale, grad_max, record, products, _listed(geometry), keep, recording
+            x, w, bias, clip, key, grad_scale, grad_max, record, products.text, _listed(geometry), wanted, recording
         )
         if recording:
-            with torch.no_grad():
-                _keep_record(record, seen)
+            record[1 : _product.FORWARD_SLOTS] = seen.detach()[1:]
         return y
-    if not wanted:
-        y, *_, seen = _product.forward(x, w, clip, key, products, geometry, False, recording)
-        if recording:
-            _keep_record(record, seen)
-        return y
-    result: Tensor = _Product.apply(  # type: ignore[no-untyped-call]
-        x, w, clip, key, grad_scale, grad_max, record, products, geometry, recording
-    )
-    return result
-
-
-def _keeps(w: Tensor, clip: Tensor | None) -> bool:
-    """Say whether the backward product will want the input."""
-    return w.requires_grad or (clip is not None and clip.requires_grad)
-
-
-def _keep_record(record: Tensor, seen: Tensor) -> None:
-    record[1 : seen.numel()] = seen[1:]
+    call = Call(products, geometry, wanted, recording)
+    if wanted:
+        result: Tensor = _Product.apply(x, w, bias, clip, key, grad_scale, grad_max, record, call)
+        return result
+    y, _, seen = _product.forward(x, w, bias, clip, key, call)
+    if recording:
+        record[1 : _product.FORWARD_SLOTS] = seen[1:]
+    return y
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         w: Tensor,
+        bias: Tensor | None,
         clip: Tensor | None,
         key: Tensor | None,
         grad_scale: Tensor | None,
         grad_max: Tensor | None,
         record: Tensor,
-        products: str,
-        geometry: Convolution | None,
-        recording: bool,
+        call: Call,
     ) -> Tensor:
-        # A clip in the input's way is also wanted for its own gradient.
-        keep = _keeps(w, clip)
-        y, *kept, seen = _product.forward(x, w, clip, key, products, geometry, keep, recording)
-        if recording:
-            _keep_record(record, seen)
-        float_input = x if keep and _product.keeps_input(Products.parse(products)) else x.new_empty(0)
-        ctx.save_for_backward(float_input, *kept, w, key)
-        ctx.rest = grad_scale, grad_max, record, products, geometry, tuple(x.shape), x.dtype, recording
+        y, saved, seen = _product.forward(x, w, bias, clip, key, call)
+        if call.recording:
+            record[1 : _product.FORWARD_SLOTS] = seen[1:]
+        _keep(ctx, x, w, key, grad_scale, grad_max, record, call, _flat(saved))
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, *kept, w, key = ctx.saved_tensors
-        grad_scale, grad_max, record, products, geometry, shape, dtype, recording = ctx.rest
-        needs = ctx.needs_input_grad[:3]
-        dx, dw, dclip = _product.backward(
-            g, x, *kept, w, key, grad_scale, grad_max, record, products, geometry, shape, needs, recording
-        )
-        grads = (
-            dx.to(dtype) if needs[0] else None,
-            dw.to(w.dtype) if needs[1] else None,
-            dclip if needs[2] else None,
-        )
-        return (*grads, *(None,) * 7)
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> _Gradients:
+        x, w, key, *flat = ctx.saved_tensors
+        grad_scale, grad_max, record, call, shape, dtype = ctx.rest
+        needs = ctx.needs_input_grad[:4]
+        grads = _product.backward(g, x, _saved(flat), w, key, grad_scale, grad_max, record, call, shape, needs)
+        return (*_cast(grads, needs, dtype, w), *(None,) * 5)
+
+
+def _keep(
+    ctx: Any,
+    x: Tensor,
+    w: Tensor,
+    key: Tensor | None,
+    grad_scale: Tensor | None,
+    grad_max: Tensor | None,
+    record: Tensor,
+    call: Call,
+    flat: tuple[Tensor, ...],
+) -> None:
+    """Save codes in place of floats; the layer's state is read when the gradient comes, and may have moved by then."""
+    float_input = x if call.keep and _product.keeps_float(call.products) else x.new_empty(0)
+    ctx.save_for_backward(float_input, w, key, *flat)
+    ctx.rest = grad_scale, grad_max, record, call, tuple(x.shape), x.dtype
+
+
+def _cast(
+    grads: tuple[Tensor, Tensor, Tensor, Tensor], needs: tuple[bool, ...], dtype: torch.dtype, w: Tensor
+) -> _Gradients:
+    dtypes = dtype, w.dtype, w.dtype, torch.float32
+    return tuple(g.to(to) if need else None for g, need, to in zip(grads, needs, dtypes, strict=True))
+
+
+def _flat(saved: Saved) -> tuple[Tensor, ...]:
+    x, mask, w = saved
+    return x.packed, x.scale, x.rest, mask, w.packed, w.scale, w.rest, torch.tensor(w.shape)
+
+
+def _saved(flat: Any) -> Saved:
+    x_packed, x_scale, x_rest, mask, w_packed, w_scale, w_rest, w_shape = flat
+    return Kept(x_packed, x_scale, x_rest, ()), mask, Kept(w_packed, w_scale, w_rest, tuple(w_shape.tolist()))
 
 
 def _listed(geometry: Convolution | None) -> list[int]:
@@ -118,6 +135,7 @@ def _geometry(numbers: list[int]) -> Convolution | None:
 def _forward_op(
     x: Tensor,
     w: Tensor,
+    bias: Tensor | None,
     clip: Tensor | None,
     key: Tensor | None,
     grad_scale: Tensor | None,
@@ -127,14 +145,17 @@ def _forward_op(
     geometry: list[int],
     keep: bool,
     recording: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _product.forward(x, w, clip, key, products, _geometry(geometry), keep, recording)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    call = Call(Products.parse(products), _geometry(geometry), keep, recording, fixed=True)
+    y, saved, seen = _product.forward(x, w, bias, clip, key, call)
+    return y, *_flat(saved), seen
 
 
 @_forward_op.register_fake
 def _(
     x: Tensor,
     w: Tensor,
+    bias: Tensor | None,
     clip: Tensor | None,
     key: Tensor | None,
     grad_scale: Tensor | None,
@@ -144,98 +165,91 @@ def _(
     geometry: list[int],
     keep: bool,
     recording: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    where = _geometry(geometry)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    call = Call(Products.parse(products), _geometry(geometry), keep, recording, fixed=True)
     shape = (*x.shape[:-1], w.shape[0])
-    if where is not None:
+    if call.geometry is not None:
+        where = call.geometry
         sizes = zip(x.shape[2:], where.padding, where.dilation, w.shape[2:], where.stride, strict=True)
         shape = (x.shape[0], w.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes))
-    kept = _product.kept_sizes(x, products, where is None, keep)
-    return (x.new_empty(shape, dtype=torch.float32), *kept, x.new_empty(_product.FORWARD_SLOTS, dtype=torch.float32))
+    y = x.new_empty(shape, dtype=torch.float32)
+    dims = x.new_empty(_product.kept_dims(w, call), dtype=torch.int64)
+    seen = x.new_empty(_product.FORWARD_SLOTS, dtype=torch.float32)
+    return y, *_product.kept_sizes(x, w, call), dims, seen
 
 
 @torch.library.custom_op("lowbit::product_backward", mutates_args=("record",))
 def _backward_op(
     g: Tensor,
     x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    rest: Tensor,
-    mask: Tensor,
     w: Tensor,
     key: Tensor | None,
+    kept: list[Tensor],
     grad_scale: Tensor | None,
     grad_max: Tensor | None,
     record: Tensor,
     products: str,
     geometry: list[int],
+    recording: bool,
     shape: list[int],
     needs: list[bool],
-    recording: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _product.backward(
-        g,
-        x,
-        packed,
-        scale,
-        rest,
-        mask,
-        w,
-        key,
-        grad_scale,
-        grad_max,
-        record,
-        products,
-        _geometry(geometry),
-        tuple(shape),
-        (needs[0], needs[1], needs[2]),
-        recording,
-    )
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = Call(Products.parse(products), _geometry(geometry), True, recording, fixed=True)
+    four = needs[0], needs[1], needs[2], needs[3]
+    return _product.backward(g, x, _saved(kept), w, key, grad_scale, grad_max, record, call, tuple(shape), four)
 
 
 @_backward_op.register_fake
 def _(
     g: Tensor,
     x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    rest: Tensor,
-    mask: Tensor,
     w: Tensor,
     key: Tensor | None,
+    kept: list[Tensor],
     grad_scale: Tensor | None,
     grad_max: Tensor | None,
     record: Tensor,
     products: str,
     geometry: list[int],
+    recording: bool,
     shape: list[int],
     needs: list[bool],
-    recording: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    def made(sizes: Any) -> Tensor:
-        return g.new_empty(sizes, dtype=torch.float32)
-
-    return made(shape if needs[0] else 0), made(w.shape if needs[1] else 0), made(() if needs[2] else 0)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sizes: list[Any] = [shape, list(w.shape), list(w.shape[:1]), []]
+    dx, dw, db, dclip = (
+        g.new_empty(size if need else [0], dtype=torch.float32) for size, need in zip(sizes, needs, strict=True)
+    )
+    return dx, dw, db, dclip
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, w, _, key, grad_scale, grad_max, record, products, geometry, keep, recording = inputs
-    _, *kept, seen = output
-    ctx.mark_non_differentiable(*kept, seen)
-    float_input = x if keep and _product.keeps_input(Products.parse(products)) else x.new_empty(0)
-    ctx.save_for_backward(float_input, *kept, w, key)
-    ctx.rest = grad_scale, grad_max, record, products, geometry, list(x.shape), x.dtype, recording
+    x, w, *_, key, grad_scale, grad_max, record, products, geometry, keep, recording = inputs
+    _, *flat, seen = output
+    ctx.mark_non_differentiable(*flat, seen)
+    call = Call(Products.parse(products), _geometry(geometry), keep, recording, fixed=True)
+    _keep(ctx, x, w, key, grad_scale, grad_max, record, call, tuple(flat))
 
 
-def _backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, *kept, w, key = ctx.saved_tensors
-    grad_scale, grad_max, record, products, geometry, shape, dtype, recording = ctx.rest
-    needs = list(ctx.needs_input_grad[:3])
-    dx, dw, dclip = _backward_op(
-        g, x, *kept, w, key, grad_scale, grad_max, record, products, geometry, shape, needs, recording
+def _backward(ctx: Any, g: Tensor, *_: Any) -> _Gradients:
+    x, w, key, *flat = ctx.saved_tensors
+    grad_scale, grad_max, record, call, shape, dtype = ctx.rest
+    needs = list(ctx.needs_input_grad[:4])
+    grads = _backward_op(
+        g,
+        x,
+        w,
+        key,
+        flat,
+        grad_scale,
+        grad_max,
+        record,
+        call.products.text,
+        _listed(call.geometry),
+        call.recording,
+        list(shape),
+        needs,
     )
-    grads = dx.to(dtype) if needs[0] else None, dw.to(w.dtype) if needs[1] else None, dclip if needs[2] else None
-    return (*grads, *(None,) * 8)
+    return (*_cast(grads, tuple(needs), dtype, w), *(None,) * 8)
 
 
 _forward_op.register_autograd(_backward, setup_context=_setup)

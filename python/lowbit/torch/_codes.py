@@ -41,7 +41,7 @@ def quantize(
     if isinstance(scale, Tensor):
         given = scale.detach().numpy()
     elif isinstance(scale, float):
-        given = np.float32(scale).reshape(())
+        given = np.array(scale, np.float32)
     words = None if key is None else key.words
     packed, scales, offset, tensor = _core.quantize(
         _array(x), format, given, None, None, axis, block_size, rounding, words, None
@@ -112,12 +112,28 @@ def group_sums(x: Tensor, axis: int | None, block_size: int | None) -> Tensor:
     return x.sum(rest, keepdim=True)
 
 
-def pack_bits(mask: Tensor) -> Tensor:
-    """Pack booleans, eight a byte."""
-    return torch.from_numpy(np.packbits(mask.numpy(), axis=None, bitorder="little"))
+def fake_quantize(x: Tensor, format: str, scale: float, *, rounding: str, key: lb.Key | None) -> Tensor:
+    """Round to a format's values times a scale; float32."""
+    words = None if key is None else key.words
+    given = np.array(scale, np.float32)
+    return torch.from_numpy(
+        _core.fake_quantize(_array(x), format, given, None, None, None, None, rounding, words, None)
+    )
 
 
-def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Unpack booleans of this shape."""
-    n = int(np.prod(shape))
-    return torch.from_numpy(np.unpackbits(packed.numpy(), count=n, bitorder="little")).view(torch.bool).reshape(shape)
+def clip_bits(x: Tensor, low: float, high: float, *, always: bool) -> Tensor:
+    """Pack a bit for every number of low..high, eight a byte; nothing, unless `always`, where there is no other."""
+    bits, outside = _core.clip_bits(_array(x), low, high)
+    return torch.from_numpy(bits) if outside or always else torch.empty(0, dtype=torch.uint8)
+
+
+def take_outside(x: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the numbers whose bit is not set out of x, leaving zeros; also say where they were, in C order."""
+    some = (bits != 255).nonzero()
+    places = torch.arange(8, device=bits.device)
+    where = (some * 8 + places)[(bits[some] >> places) & 1 == 0]
+    where = where[where < x.numel()]
+    flat = x.view(-1)
+    taken = flat[where]
+    flat[where] = 0.0
+    return taken, where

@@ -2,8 +2,8 @@
 
 float32 holds whole numbers up to 2^24. A sum of products is exact in any order, on any number of threads, with or without
 fused multiply-adds, if the sum of magnitudes stays below 2^24 steps. That is certain for short sums (INT4 x INT4: 2^18
-terms); for longer ones it is read off the operands' own magnitudes, and where it does not hold the sum is cut in halves,
-which are added in order. Operands that are no whole numbers of steps (block scales) are multiplied as they are: the result
+terms); for longer ones it is read off the gradient's own magnitudes, and where it does not hold the sum is cut into pieces,
+which are added in order (or, if a piece of one part is too long, taken in float64). Operands that are no whole numbers of steps (block scales) are multiplied as they are: the result
 then has the error bound of a float32 product.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def steps(format: str) -> Steps | None:
     """Find the steps of a format; None where its values are no whole numbers of steps, or of too many."""
     fmt = lb.get_format(format)
     counts = fmt.values.astype(np.float64) / fmt.smallest
-    if (counts != np.rint(counts)).any() or np.abs(counts).max() > 1 << 14:
+    if (counts != np.rint(counts)).any() or np.abs(counts).max() > 1 << 13:
         return None
     return Steps(fmt.smallest, int(np.abs(counts).max()))
 
@@ -50,24 +51,50 @@ def _sure(a: Steps | None, b: Steps | None, terms: int) -> bool:
     return a is None or b is None or terms * a.most * b.most <= _EXACT
 
 
-def _fits(a: Tensor, sa: Steps, sb: Steps, dims: list[int], times: int = 1) -> bool:
-    """Say whether sums over `dims` of magnitudes of `a`, times the largest of the other, stay below 2^24 steps."""
-    if a.numel() == 0:
-        return True
-    mass = float(torch.linalg.vector_norm(a, 1, dim=dims).amax())
-    # What is not finite cannot be made exact, and must not be cut for ever.
-    return not mass * times * sb.most / sa.step >= _EXACT or mass == float("inf")
+def _pieces(masses: Tensor, a: Steps, b: Steps, times: int = 1) -> list[int] | None:
+    """Cut a sum into as few runs of its parts as keep every result exact.
+
+    Row i of `masses` holds the sums of magnitudes of part i of operand a, for each result; each is multiplied by `times`
+    values of b at most. None where one part alone is too much.
+    """
+    limit = _EXACT * a.step / (b.most * times)
+    # What is not finite is NaN however it is added.
+    rows = masses.nan_to_num(0.0, 0.0, 0.0).double()
+    if not rows.numel() or float(rows.sum(0).amax()) < limit:
+        return [len(masses)]
+    if float(rows.amax()) >= limit:
+        return None
+    counts, total = [0], torch.zeros_like(rows[0])
+    for row in rows:
+        total = total + row
+        if float(total.amax()) >= limit:
+            counts.append(0)
+            total = row
+        counts[-1] += 1
+    return counts
+
+
+#: Terms of one part of a matrix product's sum: few enough for every pair of formats that `steps` lets through.
+_PART = 128
 
 
 def matmul(a: Tensor, b: Tensor, sa: Steps | None, sb: Steps | None) -> Tensor:
-    """Multiply a (m, k) by b (k, n)."""
+    """Multiply a (m, k) by b (k, n); what is looked at, if anything, is a."""
     k = a.shape[1]
-    if k <= 1 or _sure(sa, sb, k) or sa is None or sb is None:
+    if sa is None or sb is None or _sure(sa, sb, k):
         return a @ b
-    if _fits(a, sa, sb, [1]) or _fits(b, sb, sa, [0]):
+    parts = a.split(_PART, 1)
+    pieces = _pieces(torch.stack([torch.linalg.vector_norm(part, 1, dim=1) for part in parts]), sa, sb)
+    if pieces is None:
+        return (a.double() @ b.double()).float()
+    if len(pieces) == 1:
         return a @ b
-    half = k // 2
-    return matmul(a[:, :half], b[:half], sa, sb).add_(matmul(a[:, half:], b[half:], sa, sb))
+    sizes = [_PART * n for n in pieces[:-1]]
+    sizes.append(k - sum(sizes))
+    first, *rest = (x @ y for x, y in zip(a.split(sizes, 1), b.split(sizes), strict=True))
+    for product in rest:
+        first += product
+    return first
 
 
 @dataclass(frozen=True)
@@ -82,35 +109,58 @@ class Convolution:
     def forward(self, x: Tensor, w: Tensor, sx: Steps | None, sw: Steps | None) -> Tensor:
         """Compute y (n, o, ...) of x (n, c, ...) and w (o, c / groups, ...)."""
         run = F.conv1d if w.dim() == 3 else F.conv2d
-        exact = _sure(sx, sw, w[0].numel()) or sx is None or sw is None
-        if exact or _fits(w, sw, sx, list(range(1, w.dim()))):  # type: ignore[arg-type]  # exact where one is None
-            return run(x, w, None, self.stride, self.padding, self.dilation, self.groups)
-        return run(x.double(), w.double(), None, self.stride, self.padding, self.dilation, self.groups).float()
+        rest = self.stride, self.padding, self.dilation, self.groups
+        if sx is None or sw is None or _sure(sx, sw, w[0].numel()):
+            return run(x, w, None, *rest)
+        masses = torch.linalg.vector_norm(w.flatten(1), 1, dim=1)[None]
+        if _pieces(masses, sw, sx) is None:
+            return run(x.double(), w.double(), None, *rest).float()
+        return run(x, w, None, *rest)
 
     def grad_input(self, shape: torch.Size, g: Tensor, w: Tensor, sg: Steps | None, sw: Steps | None) -> Tensor:
         """Compute dL/dx of g = dL/dy and w."""
-        run = conv_grad.conv1d_input if w.dim() == 3 else conv_grad.conv2d_input
         kernel, channels = w[0, 0].numel(), w.shape[0] // self.groups
-        rest = self.stride, self.padding, self.dilation, self.groups
-        if _sure(sg, sw, kernel * channels) or sg is None or sw is None or _fits(g, sg, sw, [1], kernel):
-            return run(shape, w, g, *rest)
-        if self.groups > 1 or channels == 1:
-            return run(shape, w.double(), g.double(), *rest).float()
-        half = channels // 2
-        low = self.grad_input(shape, g[:, :half], w[:half], sg, sw)
-        return low.add_(self.grad_input(shape, g[:, half:], w[half:], sg, sw))
+        if sg is None or sw is None or _sure(sg, sw, kernel * channels):
+            return self._grad_input(shape, g, w)
+        # The channels of one place meet each number of the kernel once.
+        few = max(1, _PART // kernel)
+        parts = g.split(few if self.groups == 1 else g.shape[1], 1)
+        masses = torch.stack([torch.linalg.vector_norm(part, 1, dim=1).flatten() for part in parts])
+        pieces = _pieces(masses, sg, sw, kernel)
+        if pieces is None:
+            return self._grad_input(shape, g.double(), w.double()).float()
+        if len(pieces) == 1:
+            return self._grad_input(shape, g, w)
+        sizes = [few * n for n in pieces[:-1]]
+        sizes.append(g.shape[1] - sum(sizes))
+        first, *rest = (
+            self._grad_input(shape, part, rows) for part, rows in zip(g.split(sizes, 1), w.split(sizes), strict=True)
+        )
+        for product in rest:
+            first += product
+        return first
+
+    def _grad_input(self, shape: torch.Size, g: Tensor, w: Tensor) -> Tensor:
+        run: Any = conv_grad.conv1d_input if w.dim() == 3 else conv_grad.conv2d_input
+        dx: Tensor = run(shape, w, g, self.stride, self.padding, self.dilation, self.groups)
+        return dx
 
     def grad_weight(self, shape: torch.Size, g: Tensor, x: Tensor, sg: Steps | None, sx: Steps | None) -> Tensor:
         """Compute dL/dW of g = dL/dy and x."""
-        run = conv_grad.conv1d_weight if x.dim() == 3 else conv_grad.conv2d_weight
-        n = g.shape[0]
-        rest = self.stride, self.padding, self.dilation, self.groups
-        sums = [0, *range(2, g.dim())]
-        terms = n * g[0, 0].numel() if n else 0
-        if _sure(sg, sx, terms) or sg is None or sx is None or _fits(g, sg, sx, sums):
-            return run(x, shape, g, *rest)
-        if n == 1:
-            return run(x.double(), shape, g.double(), *rest).float()
-        half = n // 2
-        low = self.grad_weight(shape, g[:half], x[:half], sg, sx)
-        return low.add_(self.grad_weight(shape, g[half:], x[half:], sg, sx))
+        n = len(g)
+        if sg is None or sx is None or n == 0 or _sure(sg, sx, n * g[0, 0].numel()):
+            return self._grad_weight(shape, g, x)
+        pieces = _pieces(torch.linalg.vector_norm(g.flatten(2), 1, dim=2), sg, sx)
+        if pieces is None:
+            return self._grad_weight(shape, g.double(), x.double()).float()
+        first, *rest = (
+            self._grad_weight(shape, part, rows) for part, rows in zip(g.split(pieces), x.split(pieces), strict=True)
+        )
+        for product in rest:
+            first += product
+        return first
+
+    def _grad_weight(self, shape: torch.Size, g: Tensor, x: Tensor) -> Tensor:
+        run: Any = conv_grad.conv1d_weight if x.dim() == 3 else conv_grad.conv2d_weight
+        dw: Tensor = run(x, shape, g, self.stride, self.padding, self.dilation, self.groups)
+        return dw

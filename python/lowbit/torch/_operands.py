@@ -41,6 +41,11 @@ class Kept:
     shape: tuple[int, ...]
 
 
+def nothing() -> Kept:
+    """Keep nothing."""
+    return Kept(torch.empty(0, dtype=torch.uint8), torch.empty(0), torch.empty(0), ())
+
+
 def as_is(x: Tensor) -> Operand:
     """Take float32 numbers, unquantized."""
     return Operand(x.to(torch.float32), None, None)
@@ -122,6 +127,12 @@ def quantized(
     """Round numbers by a spec (or not at all) and make an operand of them."""
     if spec is None:
         return as_is(x)
+    given = _power_of_two(spec, scale)
+    if given is not None and spec.samples == 1:
+        # Times a power of two values stay whole numbers of steps: one pass rounds and scales.
+        values = _codes.fake_quantize(x, spec.format, given, rounding=spec.rounding, key=key if spec.random else None)
+        whole = steps(spec.format)
+        return Operand(values, None, None if whole is None else Steps(whole.step * given, whole.most))
     if spec.samples == 1:
         kept = encode(x, spec, axis=axis, scale=scale, key=key)
         return decode(kept, spec, axis=axis, shape=tuple(x.shape))
@@ -134,6 +145,17 @@ def quantized(
         return Operand(total / spec.samples, None, None)
     sums = None if draws[0].steps is None else draws[0].steps.times(spec.samples)
     return Operand(total, draws[0].scale / spec.samples, sums)
+
+
+def _power_of_two(spec: Spec, scale: Tensor | None) -> float | None:
+    """Give the scale, where it is a given number, and a power of two far from the ends of float32."""
+    if spec.in_blocks or spec.per != "tensor":
+        return None
+    if scale is None:
+        number = spec.scale if isinstance(spec.scale, float) else None
+    else:
+        number = float(scale) if scale.numel() == 1 else None
+    return number if number is not None and math.frexp(number)[0] == 0.5 and 2.0**-64 <= number <= 2.0**64 else None
 
 
 def _single(spec: Spec) -> Spec:
@@ -152,13 +174,14 @@ def rescaled(product: Tensor, *operands: Operand) -> Tensor:
     return product
 
 
-def rotated(x: Tensor, turn: Rotation, *, axis: int, key: lb.Key | None) -> Tensor:
+def rotated(x: Tensor, turn: Rotation, *, axis: int, key: lb.Key) -> Tensor:
     """Turn runs of numbers along an axis: random signs, then an orthonormal Hadamard transform (in float32)."""
     rows = x.to(torch.float32).movedim(axis, -1)
     padding = -rows.shape[-1] % turn.block
     rows = torch.nn.functional.pad(rows, (0, padding)).reshape(*rows.shape[:-1], -1, turn.block)
-    words = lb.random_bits(lb.Key(0).fold("signs") if turn.fixed or key is None else key, turn.block)
-    signs = torch.from_numpy(np.where(words >> 31, np.float32(-1), np.float32(1))).to(x.device)
+    # Bit p % 32 of word p // 32 says whether number p of every block changes its sign.
+    bits = np.unpackbits(lb.random_bits(key, -(-turn.block // 32)).view(np.uint8), count=turn.block, bitorder="little")
+    signs = torch.from_numpy(np.where(bits, np.float32(-1), np.float32(1))).to(x.device)
     return _codes.hadamard(rows * signs).flatten(-2).movedim(-1, axis)
 
 

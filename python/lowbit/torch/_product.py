@@ -1,14 +1,13 @@
-"""The three products of a quantized layer, and how autograd and ``torch.compile`` call them.
+"""The three products of a quantized layer.
 
 Forward ``y = X W^T``; backward ``dL/dx = G W`` and ``dL/dW = G'^T X``, where every operand is what its `Spec` makes of the
-float one. The same functions run in two ways: as an ``autograd.Function`` when PyTorch runs eagerly (a tenth of the cost of
-a call), and as custom operations, opaque to the compiler, under ``torch.compile``.
+float one. What autograd keeps in between is codes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,13 +22,14 @@ from lowbit.torch._operands import (
     decode,
     encode,
     float32_products,
+    nothing,
     quantized,
     rescaled,
     rotated,
 )
 from lowbit.torch._spec import Products, Rotation, Spec
 
-#: What a layer's record holds: its numbers since the last look.
+#: What a layer's record holds: the numbers it saw last.
 SLOTS = (
     "peak",  # the largest |dL/dy| since the last step of the optimizer
     "input_scale",
@@ -41,14 +41,34 @@ SLOTS = (
     "grad_scale",
     "grad_clipped",
     "grad_zeros",
-    "calls",  # products since the last step
+    "calls",  # backward products since the last step
 )
-_INPUT, _WEIGHT, _GRAD = 1, 4, 7
+_PEAK, _INPUT, _WEIGHT, _GRAD, _CALLS = 0, 1, 4, 7, 10
 #: How many of them the forward product fills.
 FORWARD_SLOTS = _GRAD
 
 
-def _words(key: Tensor | None) -> lb.Key | None:
+@dataclass(frozen=True)
+class Call:
+    """What a product needs beside its tensors: a plain record, so that an operation can take it as text.
+
+    `keep`: something is to be kept for the gradients; `recording`: shares are wanted; `fixed`: what is kept must have
+    the sizes of `kept_sizes`, whatever the numbers are.
+    """
+
+    products: Products
+    geometry: Convolution | None
+    keep: bool
+    recording: bool
+    fixed: bool = False
+
+
+#: The codes of the input, its bits (1: not clipped), and the codes of the weight.
+Saved = tuple[Kept, Tensor, Kept]
+
+
+def words(key: Tensor | None) -> lb.Key | None:
+    """Make a key of the two words that were drawn for a call."""
     if key is None:
         return None
     k0, k1 = (word % (1 << 64) for word in key.tolist())
@@ -59,37 +79,30 @@ def _fold(key: lb.Key | None, label: str) -> lb.Key | None:
     return None if key is None else key.fold(label)
 
 
-def _largest(format: str) -> float:
-    return float(lb.get_format(format).max)
-
-
-def _input_scale(spec: Spec | None, clip: Tensor | None) -> Tensor | None:
+def _input_scale(spec: Spec, clip: Tensor | None) -> Tensor | None:
     """PACT: the clip is the largest value."""
-    if spec is None or spec.scale != "pact":
+    if spec.scale != "pact":
         return None
     assert clip is not None
-    return (clip.detach().to(torch.float32) / _largest(spec.format)).clamp(2.0**-126, 2.0**126)
+    largest = float(lb.get_format(spec.format).max)
+    return (clip.detach().to(torch.float32) / largest).clamp(2.0**-126, 2.0**126)
 
 
-def _bounds(spec: Spec, scale: Tensor, clip: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
-    """Find where the straight-through gradient ends."""
+def _bounds(spec: Spec, scale: Tensor, clip: Tensor | None) -> tuple[float, float]:
+    """Find the first and the last number that is not clipped."""
     fmt = lb.get_format(spec.format)
     if spec.scale == "pact":
         assert clip is not None
-        high = clip.detach().to(torch.float32)
-        return (-high if fmt.signed else 0.0), high
-    # Binary numbers: |x| <= 1, whatever they are scaled by (BNN, XNOR-Net).
-    top = torch.ones(()) if fmt.name == "sign" else scale * _largest(spec.format)
+        # Eq. 1 of arXiv:1805.06085: x is itself from 0 up to, but not including, the clip.
+        top = float(torch.nextafter(clip.detach().to(torch.float32), torch.tensor(-math.inf)))
+    else:
+        # Binary numbers: |x| <= 1, whatever they are scaled by (BNN, XNOR-Net).
+        top = 1.0 if fmt.name == "sign" else float(scale.reshape(()) * fmt.max)
     return (-top if fmt.signed else 0.0), top
 
 
-def _inside(x: Tensor, spec: Spec, scale: Tensor, clip: Tensor | None) -> Tensor:
-    """Tell which numbers were not clipped."""
-    low, high = _bounds(spec, scale, clip)
-    if spec.scale != "pact":
-        return (x >= low) & (x <= high)
-    # Eq. 1 of arXiv:1805.06085: x is itself from 0 up to, but not including, the clip.
-    return (x >= low if isinstance(low, float) else x > low) & (x < high)
+def _clips(spec: Spec | None) -> bool:
+    return spec is not None and (spec.scale == "pact" or spec.gradient == "clip")
 
 
 def _along(scale: Tensor | None, like: Tensor) -> Tensor | None:
@@ -109,83 +122,90 @@ def _folded(operand: Operand) -> Operand:
 def _note(record: Tensor, slot: int, x: Tensor, operand: Operand) -> None:
     """Record an operand's scale and its shares of clipped and of vanished numbers."""
     y = operand.values if operand.scale is None else operand.values * operand.scale
-    limit = y.abs().amax() if y.numel() else torch.zeros(())
-    some = x.numel() or 1
+    if not x.numel() or y.shape != x.shape:
+        return
     record[slot] = 1.0 if operand.scale is None else operand.scale.mean()
-    record[slot + 1] = (x.abs() > limit).sum() / some
-    record[slot + 2] = ((y == 0) & (x != 0)).sum() / some
+    record[slot + 1] = (x.abs() > y.abs().amax()).sum() / x.numel()
+    record[slot + 2] = ((y == 0) & (x != 0)).sum() / x.numel()
 
 
 def forward(
-    x: Tensor,
-    w: Tensor,
-    clip: Tensor | None,
-    key: Tensor | None,
-    products: str,
-    geometry: Convolution | None,
-    keep: bool,
-    recording: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute y in float32, what is kept of x (packed, scale, rest, mask) and the record of both operands."""
-    p, words = Products.parse(products), _words(key)
+    x: Tensor, w: Tensor, bias: Tensor | None, clip: Tensor | None, key: Tensor | None, call: Call
+) -> tuple[Tensor, Saved, Tensor]:
+    """Compute y in float32, what is kept for the gradients, and the record of both operands."""
+    p, drawn = call.products, words(key)
     with torch.no_grad(), float32_products(x.device.type):
-        flat = x.reshape(-1, x.shape[-1]) if geometry is None else x
+        flat = x.reshape(-1, x.shape[-1]) if call.geometry is None else x
         record = torch.zeros(FORWARD_SLOTS)
-        kept = (
-            None
-            if p.input is None
-            else encode(flat, p.input, axis=1, scale=_input_scale(p.input, clip), key=_fold(words, "input"))
-        )
-        xs = as_is(flat) if kept is None or p.input is None else decode(kept, p.input, axis=1)
-        ws = quantized(w, p.weight, axis=1, key=_fold(words, "weight"))
-        if geometry is None:
+        x_kept, w_kept, mask = nothing(), nothing(), torch.empty(0, dtype=torch.uint8)
+        if p.input is None:
+            xs = as_is(flat)
+        else:
+            x_kept = encode(flat, p.input, axis=1, scale=_input_scale(p.input, clip), key=_fold(drawn, "input"))
+            xs = decode(x_kept, p.input, axis=1)
+        if p.weight is None:
+            ws = as_is(w)
+        else:
+            w_kept = encode(w, p.weight, axis=1, key=_fold(drawn, "weight"))
+            ws = decode(w_kept, p.weight, axis=1, shape=tuple(w.shape))
+        if call.geometry is None:
             y = matmul(xs.values, ws.values.t(), xs.steps, ws.steps)
         else:
-            y = geometry.forward(xs.values, ws.values, xs.steps, ws.steps)
+            y = call.geometry.forward(xs.values, ws.values, xs.steps, ws.steps)
         y = rescaled(y, xs, replace(ws, scale=_along(ws.scale, y)))
-        if recording:
+        if bias is not None:
+            y += bias.detach().reshape(1, -1, *(1,) * (y.dim() - 2))
+        if call.recording:
             _note(record, _INPUT, flat, xs)
             _note(record, _WEIGHT, w, ws)
-        none, mask = torch.empty(0), torch.empty(0, dtype=torch.uint8)
-        if (
-            keep
-            and p.input is not None
-            and kept is not None
-            and (p.input.scale == "pact" or p.input.gradient == "clip")
-        ):
-            mask = _codes.pack_bits(_inside(flat, p.input, kept.scale, clip))
-        if keep and (p.input_again is not None or p.rotate_weight is not None):
-            kept = _again(flat, p, words)
-        if not keep or kept is None:
-            kept = Kept(torch.empty(0, dtype=torch.uint8), none, none, ())
-        out = y if geometry is not None else y.reshape(*x.shape[:-1], w.shape[0])
-        return out, kept.packed, kept.scale, kept.rest, mask, record
+        if call.keep and p.input is not None and _clips(p.input):
+            mask = _codes.clip_bits(flat, *_input_bounds(p.input, x_kept.scale, clip), always=call.fixed)
+        if not call.keep:
+            x_kept, w_kept = nothing(), nothing()
+        elif p.input_again is not None:
+            turned = _turned(flat, p.rotate_weight, 0, drawn)
+            x_kept = encode(turned, p.input_again, axis=0, key=_fold(drawn, "input_again"))
+        out = y if call.geometry is not None else y.reshape(*x.shape[:-1], w.shape[0])
+        return out, (x_kept, mask, w_kept), record
 
 
-def _turned(x: Tensor, turn: Rotation | None, axis: int, key: lb.Key | None, which: str) -> Tensor:
-    return x if turn is None else rotated(x, turn, axis=axis, key=_fold(_fold(key, "signs"), which))
+def _input_bounds(spec: Spec, scale: Tensor, clip: Tensor | None) -> tuple[float, float]:
+    # With scales of rows the widest counts; only `sign`, whose bound is 1, is used so.
+    return _bounds(spec, scale.amax(), clip)
 
 
-def _again(flat: Tensor, p: Products, key: lb.Key | None) -> Kept | None:
-    """Quantize the input once more, along the batch, for dL/dW."""
-    turned = _turned(flat, p.rotate_weight, 0, key, "grad_weight")
-    if p.input_again is None:
-        return None
-    return encode(turned, p.input_again, axis=0, key=_fold(_fold(key, "input"), "again"))
+def _turned(x: Tensor, turn: Rotation | None, axis: int, key: lb.Key | None) -> Tensor:
+    if turn is None:
+        return x
+    return rotated(x, turn, axis=axis, key=lb.Key(0).fold("signs") if key is None or turn.fixed else key.fold("signs"))
 
 
-def _kept_input(x: Tensor, kept: Kept, p: Products, key: lb.Key | None) -> Operand:
+def keeps_float(products: Products) -> bool:
+    """Say whether the float input itself must be kept for dL/dW."""
+    return products.input is None and products.input_again is None
+
+
+def _whole(operand: Operand) -> Tensor:
+    return operand.values if operand.scale is None else operand.values * operand.scale
+
+
+def _input_again(x: Tensor, kept: Kept, p: Products, key: lb.Key | None) -> Operand:
     """Make the input's operand of dL/dW."""
     if p.input_again is not None:
         return _folded(decode(kept, p.input_again, axis=0))
-    if p.input is not None and p.rotate_weight is None:
-        return _folded(decode(kept, p.input, axis=1))
-    return as_is(_turned(x, p.rotate_weight, 0, key, "grad_weight"))
+    if p.rotate_weight is None:
+        return as_is(x) if p.input is None else _folded(decode(kept, p.input, axis=1))
+    floats = x if p.input is None else _whole(decode(kept, p.input, axis=1))
+    return as_is(_turned(floats, p.rotate_weight, 0, key))
 
 
-def keeps_input(products: Products) -> bool:
-    """Say whether the float input itself must be kept for dL/dW."""
-    return products.input_again is None and (products.input is None or products.rotate_weight is not None)
+def _weight_again(w: Tensor, kept: Kept, p: Products, turn: Rotation | None, key: lb.Key | None) -> Operand:
+    """Make the weight's operand of dL/dx."""
+    if p.weight_again is not None:
+        turned = _turned(w, turn, 0, key)
+        return _folded(quantized(turned, p.weight_again, axis=0, key=_fold(key, "weight_again")))
+    ws = as_is(w) if p.weight is None else decode(kept, p.weight, axis=1, shape=tuple(w.shape))
+    return _folded(ws) if turn is None else as_is(_turned(_whole(ws), turn, 0, key))
 
 
 def _gradient(
@@ -197,138 +217,160 @@ def _gradient(
     scale: Tensor | None = None
     if spec.scale == "gradscale":
         assert grad_scale is not None
-        scale = 1 / grad_scale.to(torch.float32)
+        scale, spec = 1 / grad_scale.to(torch.float32), replace(spec, scale=None)
     elif spec.scale == "hindsight":
         assert grad_max is not None
+        spec = replace(spec, scale="amax", momentum=None)
         if grad_max > 0:
             scale = (grad_max.to(torch.float32) / lb.get_format(spec.format).reference).clamp(2.0**-126, 2.0**126)
-        spec = replace(spec, scale="amax", momentum=None)
-    if spec.scale == "gradscale":
-        spec = replace(spec, scale=None)
-    return quantized(g, spec, axis=axis, scale=scale, key=key)
+    return _folded(quantized(g, spec, axis=axis, scale=scale, key=key))
+
+
+def _look(g: Tensor, call: Call, record: Tensor) -> bool:
+    """Record the largest magnitude where that is asked for, and say whether all is well.
+
+    A given scale would turn infinities into the largest value, and hide them from whoever scales the loss.
+    """
+    scales = {spec.scale for spec in (call.products.grad_input, call.products.grad_weight) if spec is not None}
+    stateful = bool(scales & {"gradscale", "hindsight"})
+    if not (stateful or call.recording or any(isinstance(scale, float) for scale in scales)):
+        return True
+    low, high = torch.aminmax(g)
+    peak = torch.maximum(-low, high)
+    if stateful or call.recording:
+        record[_PEAK] = torch.maximum(record[_PEAK], peak.to(record.device))
+        record[_CALLS] += 1
+    return bool(torch.isfinite(peak))
 
 
 def backward(
     g: Tensor,
     x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    rest: Tensor,
-    mask: Tensor,
+    saved: Saved,
     w: Tensor,
     key: Tensor | None,
     grad_scale: Tensor | None,
     grad_max: Tensor | None,
     record: Tensor,
-    products: str,
-    geometry: Convolution | None,
+    call: Call,
     shape: tuple[int, ...],
-    needs: tuple[bool, bool, bool],
-    recording: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute dL/dx, dL/dW and dL/dclip (float32; empty where not needed), and record the gradient's magnitude."""
-    p, words = Products.parse(products), _words(key)
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute dL/dx, dL/dW, dL/db and dL/dclip (float32; empty where not needed), and record the gradient's magnitude."""
+    p, geometry, drawn = call.products, call.geometry, words(key)
+    x_kept, mask, w_kept = saved
     with torch.no_grad(), float32_products(g.device.type):
         g = g.to(torch.float32)
-        if geometry is None:
-            g = g.reshape(-1, w.shape[0])
-        flat = (g.shape[0], shape[-1]) if geometry is None else shape
-        dx, dw, dclip = torch.empty(0), torch.empty(0), torch.empty(0)
-        if g.numel() == 0:
-            dx = torch.zeros(shape) if needs[0] else dx
-            return dx, torch.zeros(w.shape) if needs[1] else dw, torch.zeros(()) if needs[2] else dclip
-        stateful = any(spec.scale in ("gradscale", "hindsight") for _, spec in p.specs())
-        if stateful or recording:
-            low, high = torch.aminmax(g)
-            record[0] = torch.maximum(record[0], torch.maximum(-low, high))
-            record[10] += 1
-        for_input = for_weight = None
+        g = g if geometry is not None else g.reshape(-1, w.shape[0])
+        flat = shape if geometry is not None else (g.shape[0], shape[-1])
+        x_kept = replace(x_kept, shape=_kept_shape(flat, p))
+        if not g.numel() or not _look(g, call, record):
+            return _constant(shape, w, needs, float("nan") if g.numel() else 0.0)
         turn = p.rotate_input if geometry is None or geometry.groups == 1 else None
-        if needs[0] or needs[2]:
-            turned = _turned(g, turn, 1, words, "grad_input")
-            for_input = _folded(_gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(words, "grad_input")))
-            if p.weight_again is None and turn is None:
-                ws = quantized(w, p.weight, axis=1, key=_fold(words, "weight"))
-            else:
-                v = _turned(w, turn, 0, words, "grad_input")
-                ws = quantized(v, p.weight_again, axis=0, key=_fold(_fold(words, "weight"), "again"))
-            ws = _folded(ws)
+        dx = dw = db = dclip = torch.empty(0)
+        if needs[2]:
+            db = g.sum([d for d in range(g.dim()) if d != 1])
+        for_input: Operand | None = None
+        if needs[0] or needs[3]:
+            turned = _turned(g, turn, 1, drawn)
+            for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"))
+            ws = _weight_again(w, w_kept, p, turn, drawn)
             if geometry is None:
                 dx = matmul(for_input.values, ws.values, for_input.steps, ws.steps)
             else:
                 dx = geometry.grad_input(torch.Size(flat), for_input.values, ws.values, for_input.steps, ws.steps)
             dx = rescaled(dx, for_input, ws)
-        if needs[1]:
-            same = p.grad_weight == p.grad_input and for_input is not None and turn is None and p.rotate_weight is None
-            if same and for_input is not None and (p.grad_weight is None or _reusable(p.grad_weight)):
-                for_weight = for_input
-            else:
-                turned = _turned(g, p.rotate_weight, 0, words, "grad_weight")
-                for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, _fold(words, "grad_weight"))
         xs = None
-        kept_shape = _kept_shape(flat, p)
-        if needs[1] or needs[2]:
-            xs = _kept_input(x if x.numel() == 0 else x.reshape(flat), Kept(packed, scale, rest, kept_shape), p, words)
-        if needs[1] and for_weight is not None and xs is not None:
+        if needs[1]:
+            for_weight = for_input if turn is None and _same(p) else None
+            if for_weight is None:
+                turned = _turned(g, p.rotate_weight, 0, drawn)
+                for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, _fold(drawn, "grad_weight"))
+            xs = _input_again(x if not x.numel() else x.reshape(flat), x_kept, p, drawn)
             if geometry is None:
                 dw = matmul(for_weight.values.t(), xs.values, for_weight.steps, xs.steps)
             else:
                 dw = geometry.grad_weight(w.shape, for_weight.values, xs.values, for_weight.steps, xs.steps)
             dw = rescaled(dw, for_weight, xs)
-            if p.weight is not None and p.weight.gradient == "clip":
-                ws = quantized(w, p.weight, axis=1, key=_fold(words, "weight"))
-                assert ws.scale is not None
-                dw.masked_fill_(~_inside(w, p.weight, ws.scale, None), 0.0)
-        if mask.numel():
-            inside = _codes.unpack_bits(mask, flat)
-            if needs[2] and xs is not None:
-                beyond = dx * torch.sign(xs.values)
-                dclip = beyond.masked_fill_(inside, 0.0).sum(dtype=torch.float64).to(torch.float32)
-            if needs[0]:
-                dx.masked_fill_(~inside, 0.0)
-        if recording and (for_input or for_weight) is not None:
-            _note(record, _GRAD, g, for_input or for_weight)  # type: ignore[arg-type]  # one of them is there
-        return dx.reshape(shape) if needs[0] else torch.empty(0), dw, dclip
+            if p.weight is not None and _clips(p.weight):
+                bits = _codes.clip_bits(w, *_bounds(p.weight, w_kept.scale.amax(), None), always=False)
+                dw = dw.contiguous()
+                _codes.take_outside(dw, bits)
+            for_input = for_input or for_weight
+        if mask.numel() and dx.numel():
+            dx = dx.contiguous()
+            clipped, where = _codes.take_outside(dx, mask)
+            if needs[3] and p.input is not None:
+                # Codes above zero were clipped from above; those at zero lay below it, where PACT is flat.
+                xs = xs if xs is not None and p.input_again is None else decode(x_kept, p.input, axis=1)
+                signs = torch.sign(xs.values.reshape(-1)[where])
+                dclip = (clipped * signs).sum(dtype=torch.float64).to(torch.float32)
+        elif needs[3]:
+            dclip = torch.zeros(())
+        if call.recording and for_input is not None:
+            _note(record, _GRAD, g, for_input)
+        return dx.reshape(shape) if needs[0] else torch.empty(0), dw, db, dclip
 
 
-def _reusable(spec: Spec) -> bool:
-    """Say whether another quantization would give the same."""
-    return not spec.random and not spec.in_blocks
-
-
-def kept_sizes(x: Tensor, products: str, matrix: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give empty tensors of the shapes of what `forward` keeps of x: packed, scale, rest, mask."""
-    p = Products.parse(products)
-    packed, scale, rest, mask = (
-        x.new_empty(0, dtype=dtype) for dtype in (torch.uint8, *2 * (torch.float32,), torch.uint8)
+def _constant(
+    shape: tuple[int, ...], w: Tensor, needs: tuple[bool, bool, bool, bool], value: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give gradients that are all one number: zero of nothing, NaN of what is not finite."""
+    sizes: list[list[int]] = [list(shape), list(w.shape), list(w.shape[:1]), []]
+    dx, dw, db, dclip = (
+        torch.full(size if need else [0], value, device=w.device) for size, need in zip(sizes, needs, strict=True)
     )
-    if not keep:
-        return packed, scale, rest, mask
-    flat = (x.numel() // x.shape[-1], x.shape[-1]) if matrix else tuple(x.shape)
-    if p.input is not None and (p.input.scale == "pact" or p.input.gradient == "clip"):
-        mask = mask.new_empty((math.prod(flat) + 7) // 8)
-    spec, axis = (p.input, 1) if p.input_again is None and p.rotate_weight is None else (p.input_again, 0)
-    if spec is None:
-        return packed, scale, rest, mask
-    fmt = lb.get_format(spec.format)
-    shape = _kept_shape(flat, p) if axis == 0 else flat
-    packed = packed.new_empty((math.prod(shape) * fmt.bits + 7) // 8)
-    size = (spec.block_size or fmt.default_block or 32) if spec.in_blocks else None
-    scales = [1] * len(shape) if size is None else list(shape)
-    if size is not None:
-        scales[axis] = -(-shape[axis] // size)
-    elif spec.per == "token":
-        scales[0] = shape[0]
-    scale = scale.new_empty(scales, dtype=torch.float32 if fmt.scale_format is None else torch.uint8)
-    if spec.scale == "minmax":
-        rest = rest.new_empty(scales)
-    elif fmt.scale_format == "e4m3":
-        rest = rest.new_empty(1)
-    return packed, scale, rest, mask
+    return dx, dw, db, dclip
+
+
+def _same(p: Products) -> bool:
+    """Say whether one quantized dL/dy serves both products."""
+    spec = p.grad_weight
+    if spec != p.grad_input or p.rotate_weight is not None:
+        return False
+    return spec is None or not (spec.random or spec.in_blocks)
 
 
 def _kept_shape(flat: tuple[int, ...], p: Products) -> tuple[int, ...]:
-    """The shape of the numbers whose codes are kept: a rotation pads the batch."""
-    if p.rotate_weight is None:
-        return flat
+    """Give the shape of the numbers whose codes are kept: a rotation pads the batch."""
+    if p.rotate_weight is None or p.input_again is None:
+        return tuple(flat)
     return (flat[0] + -flat[0] % p.rotate_weight.block, *flat[1:])
+
+
+def kept_sizes(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Give empty tensors of the shapes of what `forward` keeps, for a compiler that plans memory."""
+    p = call.products
+    flat = (x.numel() // x.shape[-1], x.shape[-1]) if call.geometry is None else tuple(x.shape)
+    mask = x.new_empty((math.prod(flat) + 7) // 8 if call.keep and _clips(p.input) else 0, dtype=torch.uint8)
+    again = p.input_again is not None
+    x_kept = _sizes(x, _kept_shape(flat, p), p.input_again if again else p.input, 0 if again else 1, call.keep)
+    return *x_kept, mask, *_sizes(x, tuple(w.shape), p.weight, 1, call.keep)
+
+
+def kept_dims(w: Tensor, call: Call) -> int:
+    """Give the length of the shape that the weight's codes have: a tile is a row."""
+    spec = call.products.weight
+    return 0 if spec is None or not call.keep else 2 if spec.per == "tile" else w.dim()
+
+
+def _sizes(
+    like: Tensor, shape: tuple[int, ...], spec: Spec | None, axis: int, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    if spec is None or not keep:
+        kept = nothing()
+        return tuple(like.new_empty(part.shape, dtype=part.dtype) for part in (kept.packed, kept.scale, kept.rest))  # type: ignore[return-value]  # three
+    fmt = lb.get_format(spec.format)
+    if spec.per == "tile":
+        side = math.isqrt(fmt.default_block or 1)
+        shape, axis = (-(-shape[0] // side) * -(-math.prod(shape[1:]) // side), side * side), 1
+    scales = [1] * len(shape)
+    if spec.in_blocks:
+        scales = list(shape)
+        scales[axis] = -(-shape[axis] // (spec.block_size or fmt.default_block or 32))
+    elif spec.per in ("token", "channel"):
+        scales[0] = shape[0]
+    packed = like.new_empty((math.prod(shape) * fmt.bits + 7) // 8, dtype=torch.uint8)
+    scale = like.new_empty(scales, dtype=torch.float32 if fmt.scale_format is None else torch.uint8)
+    rest = scales if spec.scale == "minmax" else [1] if fmt.scale_format == "e4m3" else [0]
+    return packed, scale, like.new_empty(rest, dtype=torch.float32)

@@ -94,9 +94,15 @@ class Site(nn.Module):
         return ", ".join(f"{name}={spec!r}" for name, spec in self.products.specs())
 
     def multiply(
-        self, x: Tensor, w: Tensor, geometry: Convolution | None = None, *, owner: Tensor | None = None
+        self,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        geometry: Convolution | None = None,
+        *,
+        owner: Tensor | None = None,
     ) -> Tensor:
-        """Compute the product of the quantized input and weight; float32, to be given its bias.
+        """Multiply the quantized input and weight and add the bias; in autocast's dtype, or else the input's.
 
         `owner` is the parameter that `w` is a part of.
         """
@@ -108,18 +114,21 @@ class Site(nn.Module):
         key = None
         if products.random:
             key = torch.randint(-(1 << 63), (1 << 63) - 1, (2,), dtype=torch.int64)
-        return product(
+        y = product(
             _narrow(x),
             w,
+            bias,
             self.clip if products.input is not None and products.input.scale == "pact" else None,
             key,
             self.grad_scale,
             self.grad_max,
-            self.record,
-            products.text,
+            self.record if self.training or self.recording else torch.zeros_like(self.record),
+            products,
             geometry,
             self.recording,
         )
+        device = x.device.type
+        return y.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
 
     def start(self, clip: float, *, signed: bool) -> None:
         """Set PACT's clip and whether it holds negative numbers, as the first batch would."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import lowbit as lb
 from lowbit.torch._site import Site
 from lowbit.torch._spec import Products
-from lowbit.torch.nn.linear import Linear, finished
+from lowbit.torch.nn.linear import Linear
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -53,14 +53,13 @@ class MultiheadAttention(nn.MultiheadAttention):
             weights = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
             sites = self.site, self.key_site, self.value_site
         elif query is key and key is value:
-            packed = self.in_proj_weight
-            q, k, v = finished(self.site.multiply(query, packed), self.in_proj_bias, query).chunk(3, -1)
+            q, k, v = self.site.multiply(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
             return q, k, v
         else:
             weights, sites = self.in_proj_weight.chunk(3), (self.site,) * 3
         owner = self.in_proj_weight
         q, k, v = (
-            finished(site.multiply(x, w, owner=w if owner is None else owner), b, x)
+            site.multiply(x, w, b, owner=w if owner is None else owner)
             for site, x, w, b in zip(sites, (query, key, value), weights, biases, strict=True)
         )
         return q, k, v

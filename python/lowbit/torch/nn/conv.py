@@ -11,7 +11,6 @@ import lowbit as lb
 from lowbit.torch._contract import Convolution
 from lowbit.torch._site import Site
 from lowbit.torch._spec import Products
-from lowbit.torch.nn.linear import finished
 
 
 def _convolve(layer: Conv1d | Conv2d, input: Tensor) -> Tensor:
@@ -31,9 +30,8 @@ def _convolve(layer: Conv1d | Conv2d, input: Tensor) -> Tensor:
     geometry = Convolution(
         cast("tuple[int, ...]", layer.stride), padding, cast("tuple[int, ...]", layer.dilation), layer.groups
     )
-    y = layer.site.multiply(x, layer.weight, geometry)
-    bias = None if layer.bias is None else layer.bias.reshape(-1, *(1,) * dims)
-    return finished(y if input.dim() == dims + 2 else y.squeeze(0), bias, input)
+    y = layer.site.multiply(x, layer.weight, layer.bias, geometry)
+    return y if input.dim() == dims + 2 else y.squeeze(0)
 
 
 class Conv2d(nn.Conv2d):

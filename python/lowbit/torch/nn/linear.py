@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lowbit.torch._site import Site
 from lowbit.torch._spec import Products
-
-
-def finished(y: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
-    """Add a bias that broadcasts, and cast to autocast's dtype or the input's."""
-    device = like.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
-    return (y if bias is None else y + bias).to(dtype)
 
 
 class Linear(nn.Linear):
@@ -60,4 +52,4 @@ class Linear(nn.Linear):
         """Apply the layer to (..., in_features)."""
         if not self.site.products.specs():
             return super().forward(input)
-        return finished(self.site.multiply(input, self.weight), self.bias, input)
+        return self.site.multiply(input, self.weight, self.bias)

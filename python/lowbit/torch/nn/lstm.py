@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import PackedSequence
 import lowbit as lb
 from lowbit.torch._site import Site
 from lowbit.torch._spec import Products
-from lowbit.torch.nn.linear import finished
 
 State = tuple[Tensor, Tensor]
 
@@ -48,7 +47,7 @@ class LSTM(nn.LSTM):
             for end in self._ends():
                 for kind in ("ih", "hh", "hr") if self.proj_size else ("ih", "hh"):
                     self.sites[f"{kind}_l{layer}{end}"] = Site(products, **state)
-                cast(Site, self.sites[f"hh_l{layer}{end}"]).start(1.0, signed=True)
+                cast(Site, self.sites[f"hh_l{layer}{end}"]).start(state.get("pact_init") or 1.0, signed=True)
 
     def _ends(self) -> tuple[str, ...]:
         return ("", "_reverse") if self.bidirectional else ("",)
@@ -108,7 +107,7 @@ class LSTM(nn.LSTM):
 
     def _product(self, kind: str, name: str, x: Tensor) -> Tensor:
         weight, bias = getattr(self, f"weight_{kind}_{name}"), getattr(self, f"bias_{kind}_{name}", None)
-        return finished(cast(Site, self.sites[f"{kind}_{name}"]).multiply(x, weight), bias, x)
+        return cast(Site, self.sites[f"{kind}_{name}"]).multiply(x, weight, bias)
 
     def _direction(
         self, x: Tensor, sizes: list[int], h: Tensor, c: Tensor, name: str, *, reverse: bool

@@ -1,0 +1,76 @@
+//! Which numbers a clip lets through, a bit each: what a straight-through gradient asks for later.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::cpu::Level;
+use crate::error::{Error, Result};
+use crate::parallel::{self, Shared};
+use crate::simd::mask;
+use crate::view::View;
+
+/// Numbers of one parallel piece of work: whole bytes of bits.
+const CHUNK: usize = 1 << 14;
+/// Lanes that are compared before their bits are gathered.
+const TILE: usize = 512;
+
+/// Writes a one for every number of `low..=high` (eight a byte, least significant bit first) and counts the others; NaN is
+/// among them.
+pub fn inside(x: &View<'_>, low: f32, high: f32, bits: &mut [u8]) -> Result<usize> {
+    let (n, level) = (x.len(), Level::current());
+    if bits.len() != n.div_ceil(8) {
+        return Err(Error::argument("bits", format!("{} bytes for {n} numbers", bits.len())));
+    }
+    let outside = AtomicUsize::new(0);
+    let bits = Shared::new(bits);
+    parallel::for_each(n.div_ceil(CHUNK), |chunk| {
+        let range = chunk * CHUNK..n.min((chunk + 1) * CHUNK);
+        // SAFETY: chunks are disjoint and start at whole bytes, and `bits` is borrowed until `for_each` returns.
+        let bits = unsafe { bits.part(range.start / 8..range.end.div_ceil(8)) };
+        outside.fetch_add(inside_chunk(level, x, low, high, range, bits), Ordering::Relaxed);
+    });
+    Ok(outside.into_inner())
+}
+
+fn inside_chunk(level: Level, x: &View<'_>, low: f32, high: f32, range: Range<usize>, bits: &mut [u8]) -> usize {
+    level.run(
+        #[inline(always)]
+        || {
+            let (mut gathered, mut lanes, mut kept) = ([0.0_f32; TILE], [0.0_f32; TILE], 0_u32);
+            for (start, bits) in range.clone().step_by(TILE).zip(bits.chunks_mut(TILE / 8)) {
+                let n = TILE.min(range.end - start);
+                for (lane, &x) in lanes.iter_mut().zip(x.read(start..start + n, &mut gathered)) {
+                    let is_inside = u32::from(x >= low) & u32::from(x <= high);
+                    kept += is_inside;
+                    // 1.0 or -1.0, whose sign is the bit.
+                    *lane = f32::from_bits(0xbf80_0000 ^ is_inside << 31);
+                }
+                mask::nonnegative(level, &lanes[..n], bits);
+            }
+            range.len() - kept as usize
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_and_count_are_those_of_the_comparison() {
+        let x: Vec<f32> =
+            (0..1700_i16).map(|i| if i % 97 == 0 { f32::NAN } else { f32::from(i % 23) - 11.0 }).collect();
+        for level in Level::supported() {
+            for n in [0, 1, 7, 8, 511, 512, 513, 1700] {
+                let view = View::from_slice(&x[..n]);
+                let mut bits = vec![0xff; n.div_ceil(8)];
+                let outside = inside_chunk(level, &view, -3.0, 5.0, 0..n, &mut bits);
+                let want: Vec<bool> = x[..n].iter().map(|x| (-3.0..=5.0).contains(x)).collect();
+                assert_eq!(outside, want.iter().filter(|is_inside| !**is_inside).count(), "{n} at {level:?}");
+                for (i, want) in want.iter().enumerate() {
+                    assert_eq!(bits[i / 8] >> (i % 8) & 1 == 1, *want, "bit {i} of {n} at {level:?}");
+                }
+            }
+        }
+    }
+}
