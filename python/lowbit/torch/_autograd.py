@@ -6,6 +6,7 @@ which would else look into NumPy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,22 @@ from lowbit.torch._spec import Products
 _Gradients = tuple[Tensor | None, ...]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A layer's products, and what a call asks of them: plain attributes, which a compiler can read."""
+
+    products: Products
+    text: str
+    random: bool
+    pact: bool
+
+    @classmethod
+    def of(cls, products: Products) -> Plan:
+        """Look at products once."""
+        pact = products.input is not None and products.input.scale == "pact"
+        return cls(products, products.text, products.random, pact)
+
+
 def product(
     x: Tensor,
     w: Tensor,
@@ -29,7 +46,7 @@ def product(
     grad_scale: Tensor | None,
     grad_max: Tensor | None,
     record: Tensor,
-    products: Products,
+    plan: Plan,
     geometry: Convolution | None,
     recording: bool,
 ) -> Tensor:
@@ -37,12 +54,12 @@ def product(
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, bias, clip) if t is not None)
     if torch.compiler.is_compiling():
         y, *_, seen = _forward_op(
-            x, w, bias, clip, key, grad_scale, grad_max, record, products.text, _listed(geometry), wanted, recording
+            x, w, bias, clip, key, grad_scale, grad_max, record, plan.text, _listed(geometry), wanted, recording
         )
         if recording:
             record[1 : _product.FORWARD_SLOTS] = seen.detach()[1:]
         return y
-    call = Call(products, geometry, wanted, recording)
+    call = Call(plan.products, geometry, wanted, recording)
     if wanted:
         result: Tensor = _Product.apply(x, w, bias, clip, key, grad_scale, grad_max, record, call)
         return result

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import lowbit as lb
-from lowbit.torch._autograd import product
+from lowbit.torch._autograd import Plan, product
 from lowbit.torch._contract import Convolution
 from lowbit.torch._product import SLOTS
 from lowbit.torch._spec import Products
@@ -63,7 +63,7 @@ class Site(nn.Module):
         # A Parameter from the start, so that an optimizer made before the first batch has it.
         self.clip = nn.Parameter(torch.tensor(pact_init or 0.0)) if "pact" in rules else None
         self.pact_init = pact_init
-        self._sign = _UNKNOWN
+        self._settle(_UNKNOWN)
         self.register_buffer("clip_signed", torch.tensor(_UNKNOWN) if "pact" in rules else None)
         self.register_buffer("grad_scale", torch.tensor(float(grad_scale)) if "gradscale" in rules else None)
         self.register_buffer("grad_max", torch.tensor(0.0) if "hindsight" in rules else None)
@@ -87,7 +87,12 @@ class Site(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if self.clip_signed is not None:
-            self._sign = int(self.clip_signed)
+            self._settle(int(self.clip_signed))
+
+    def _settle(self, sign: int) -> None:
+        """Take on a sign that was found before."""
+        self._sign = sign
+        self._plan = Plan.of(self.products if sign == _UNKNOWN else _signed(self.products, sign == _SIGNED))
 
     def extra_repr(self) -> str:
         """Say how each operand is quantized."""
@@ -110,20 +115,18 @@ class Site(nn.Module):
             raise TypeError(f"input: expected a float tensor, got {x.dtype}")
         if self.training:
             self._see(w if owner is None else owner)
-        products = self._products(x)
-        key = None
-        if products.random:
-            key = torch.randint(-(1 << 63), (1 << 63) - 1, (2,), dtype=torch.int64)
+        plan = self._plan if self.clip is None or self._sign != _UNKNOWN else self._first(x)
         y = product(
             _narrow(x),
             w,
             bias,
-            self.clip if products.input is not None and products.input.scale == "pact" else None,
-            key,
+            self.clip if plan.pact else None,
+            # As dropout does: of torch's generator, outside of the operation.
+            torch.randint(-(1 << 63), (1 << 63) - 1, (2,), dtype=torch.int64) if plan.random else None,
             self.grad_scale,
             self.grad_max,
-            self.record if self.training or self.recording else torch.zeros_like(self.record),
-            products,
+            self.record if self.training or self.recording else torch.zeros(len(SLOTS)),
+            plan,
             geometry,
             self.recording,
         )
@@ -137,27 +140,19 @@ class Site(nn.Module):
         with torch.no_grad():
             self.clip.fill_(clip)
             self.clip_signed.fill_(_SIGNED if signed else _UNSIGNED)
-        self._sign = int(signed)
+        self._settle(int(signed))
 
-    def _products(self, x: Tensor) -> Products:
-        """Fit PACT's format to the input: signed if it was negative anywhere in the first training batch."""
-        products = self.products
-        if self.clip is None or products.input is None:
-            return products
-        if self._sign == _UNKNOWN:
-            if torch.compiler.is_compiling():
-                raise RuntimeError("PACT's clips start at the first batch: run one before torch.compile")
-            low, high = torch.aminmax(x.detach()) if x.numel() else (torch.zeros(()), torch.zeros(()))
-            top = float(max(-low, high))
-            signed = bool(low < 0)
-            if self.training and 0 < top < math.inf:
-                self.start(self.pact_init or top, signed=signed)
-            elif self.pact_init is None:
-                # Nothing to start from: all zero, or not finite. Such numbers need no clip.
-                return _unclipped(products, signed)
-        else:
-            signed = self._sign == _SIGNED
-        return _signed(products, signed)
+    def _first(self, x: Tensor) -> Plan:
+        """Start PACT by its first batch: signed if that was negative anywhere."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError("PACT's clips start at the first batch: run one before torch.compile")
+        low, high = torch.aminmax(x.detach()) if x.numel() else (torch.zeros(()), torch.zeros(()))
+        top = float(max(-low, high))
+        if self.training and 0 < top < math.inf:
+            self.start(self.pact_init or top, signed=bool(low < 0))
+            return self._plan
+        # Nothing to start from: not training, all zero, or not finite. Such a batch is scaled by its own maximum.
+        return Plan.of(_unclipped(self.products, bool(low < 0)))
 
     def _see(self, w: Tensor) -> None:
         """Remember the weight, by which an optimizer is known; complain of a clip that none has."""
