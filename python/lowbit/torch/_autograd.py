@@ -1,7 +1,7 @@
 """A quantized product for autograd: a Function where PyTorch runs eagerly, custom operations where it compiles.
 
-Both call `_product`. The Function costs a tenth of the operations' time a call; the operations are opaque to the compiler,
-which would else look into NumPy.
+Both call `_product`. The Function costs a tenth of the operations' time a call; the operations are opaque to the
+compiler, which would else look into NumPy.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ def _cast(
     return tuple(g.to(to) if need else None for g, need, to in zip(grads, needs, dtypes, strict=True))
 
 
-def _flat(saved: Saved) -> tuple[Tensor, ...]:
+_Eight = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _flat(saved: Saved) -> _Eight:
     x, mask, w = saved
     return x.packed, x.scale, x.rest, mask, w.packed, w.scale, w.rest, torch.tensor(w.shape)
 

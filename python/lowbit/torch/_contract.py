@@ -1,10 +1,11 @@
 """Products of operands whose values are whole numbers of steps: exact, so the same on any BLAS.
 
-float32 holds whole numbers up to 2^24. A sum of products is exact in any order, on any number of threads, with or without
-fused multiply-adds, if the sum of magnitudes stays below 2^24 steps. That is certain for short sums (INT4 x INT4: 2^18
-terms); for longer ones it is read off the gradient's own magnitudes, and where it does not hold the sum is cut into pieces,
-which are added in order (or, if a piece of one part is too long, taken in float64). Operands that are no whole numbers of steps (block scales) are multiplied as they are: the result
-then has the error bound of a float32 product.
+float32 holds whole numbers up to 2^24. A sum of products is exact in any order, on any number of threads, with or
+without fused multiply-adds, if the sum of magnitudes stays below 2^24 steps. That is certain for short sums
+(INT4 x INT4: 2^18 terms). For longer ones it is read off the gradient's own magnitudes, and where it does not hold the
+sum is cut into pieces, which are added in order (or, if one part alone is too much, taken in float64). Operands that
+are no whole numbers of steps (block scales) are multiplied as they are: the result then has the error bound of a
+float32 product.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def _sure(a: Steps | None, b: Steps | None, terms: int) -> bool:
 def _pieces(masses: Tensor, a: Steps, b: Steps, times: int = 1) -> list[int] | None:
     """Cut a sum into as few runs of its parts as keep every result exact.
 
-    Row i of `masses` holds the sums of magnitudes of part i of operand a, for each result; each is multiplied by `times`
-    values of b at most. None where one part alone is too much.
+    Row i of `masses` holds the sums of magnitudes of part i of operand a, for each result; each is multiplied by
+    `times` values of b at most. None where one part alone is too much.
     """
     limit = _EXACT * a.step / (b.most * times)
     # What is not finite is NaN however it is added.

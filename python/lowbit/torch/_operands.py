@@ -1,8 +1,8 @@
 """Operands of products: tensors rounded to a format's values, and the codes that are kept of them.
 
-An operand is `values`, what a product multiplies, and `scale`, what its result is multiplied by: one number, or one along
-an axis that the product does not sum over. Where scales change along the sum (blocks), or an offset is added, they are
-in the values.
+An operand is `values`, what a product multiplies, and `scale`, what its result is multiplied by: one number, or one
+along an axis that the product does not sum over. Where scales change along the sum (blocks), or an offset is added,
+they are in the values.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def encode(x: Tensor, spec: Spec, *, axis: int, scale: Tensor | None = None, key
         x = _tiles(x, math.isqrt(lb.get_format(spec.format).default_block or 1))
         axis = 1
     given: Any = spec.scale if scale is None else scale
-    options = {**groups(spec, axis), "rounding": spec.rounding, "key": key if spec.random else None}
+    options: dict[str, Any] = {**groups(spec, axis), "rounding": spec.rounding, "key": key if spec.random else None}
     shape = tuple(x.shape)
     try:
         return Kept(*_codes.quantize(x, spec.format, given, **options), shape)
@@ -163,7 +163,7 @@ def _single(spec: Spec) -> Spec:
 
 
 def rescaled(product: Tensor, *operands: Operand) -> Tensor:
-    """Multiply a product by its operands' scales: by their own product, one float32 number, where each is one number."""
+    """Multiply a product by its operands' scales, at once where both are one number."""
     scales = [operand.scale for operand in operands if operand.scale is not None]
     if len(scales) == 2 and scales[0].numel() == scales[1].numel() == 1:
         both = scales[0].reshape(()) * scales[1].reshape(())

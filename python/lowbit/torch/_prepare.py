@@ -155,7 +155,7 @@ def _impossible(module: nn.Module) -> bool:
 
 def _chosen(layers: list[tuple[str, nn.Module]], recipe: Recipe) -> list[tuple[nn.Module, Products]]:
     """Find each layer's products; layers that stay float32 are left out."""
-    chosen = []
+    chosen: list[tuple[nn.Module, Products]] = []
     last = max(1, round(recipe.last_share * len(layers)))
     for i, (_, module) in enumerate(layers):
         products: Products | None = recipe.inner

@@ -1,7 +1,7 @@
 """The three products of a quantized layer.
 
-Forward ``y = X W^T``; backward ``dL/dx = G W`` and ``dL/dW = G'^T X``, where every operand is what its `Spec` makes of the
-float one. What autograd keeps in between is codes.
+Forward ``y = X W^T``; backward ``dL/dx = G W`` and ``dL/dW = G'^T X``, where every operand is what its `Spec` makes of
+the float one. What autograd keeps in between is codes.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def backward(
     shape: tuple[int, ...],
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute dL/dx, dL/dW, dL/db and dL/dclip (float32; empty where not needed), and record the gradient's magnitude."""
+    """Compute dL/dx, dL/dW, dL/db and dL/dclip: float32, empty where not needed. Record the gradient's magnitude."""
     p, geometry, drawn = call.products, call.geometry, words(key)
     x_kept, mask, w_kept = saved
     with torch.no_grad(), float32_products(g.device.type):

@@ -194,9 +194,10 @@ class Products:
     @lru_cache(maxsize=1024)
     def parse(text: str) -> Products:
         """Read what `text` wrote."""
-        parts: dict[str, Any] = json.loads(text)
-        kinds = {name: Rotation if name.startswith("rotate_") else Spec for name in parts}
-        return Products(**{name: None if part is None else kinds[name](**part) for name, part in parts.items()})
+        made: dict[str, Any] = {
+            name: (Rotation if name.startswith("rotate_") else Spec)(**part) for name, part in json.loads(text).items()
+        }
+        return Products(**made)
 
     def with_input(self, spec: Spec | None) -> Products:
         """Give the same with another input."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +44,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         self.site = Site(products, **state)
         if not self._qkv_same_embed_dim:
             self.key_site, self.value_site = Site(products, **state), Site(products, **state)
-        self.out_proj.__class__ = Linear  # type: ignore[assignment]  # it is an nn.Linear
+        self.out_proj.__class__ = Linear
         self.out_proj.site = Site(products, **state)
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        weights: tuple[Tensor, ...]
         if not self._qkv_same_embed_dim:
             weights = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
             sites = self.site, self.key_site, self.value_site
@@ -150,12 +151,11 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         self, *args: Any, products: Products, pact_init: float | None = None, grad_scale: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        state = {"pact_init": pact_init, "grad_scale": grad_scale}
-        self.self_attn.__class__ = MultiheadAttention  # type: ignore[assignment]  # it is an nn.MultiheadAttention
-        self.self_attn.quantize(products, **state)
+        self.self_attn.__class__ = MultiheadAttention
+        cast(MultiheadAttention, self.self_attn).quantize(products, pact_init=pact_init, grad_scale=grad_scale)
         for linear in (self.linear1, self.linear2):
-            linear.__class__ = Linear  # type: ignore[assignment]  # it is an nn.Linear
-            linear.site = Site(products, **state)
+            linear.__class__ = Linear
+            linear.site = Site(products, pact_init=pact_init, grad_scale=grad_scale)
         self.keep_from_fused()
 
     def keep_from_fused(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,15 +21,13 @@ def _convolve(layer: Conv1d | Conv2d, input: Tensor) -> Tensor:
             f"input: shape {tuple(input.shape)} is not ([n,] {layer.in_channels}, {', '.join(['...'] * dims)})"
         )
     x = input if input.dim() == dims + 2 else input.unsqueeze(0)
-    padding = cast("tuple[int, ...] | str", layer.padding)
+    padding: tuple[int, ...] | str = layer.padding
     if isinstance(padding, str) or layer.padding_mode != "zeros":
         # torch's own list, last axis first; with "same" the two sides may differ.
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         padding = (0,) * dims
-    geometry = Convolution(
-        cast("tuple[int, ...]", layer.stride), padding, cast("tuple[int, ...]", layer.dilation), layer.groups
-    )
+    geometry = Convolution(layer.stride, padding, layer.dilation, layer.groups)
     y = layer.site.multiply(x, layer.weight, layer.bias, geometry)
     return y if input.dim() == dims + 2 else y.squeeze(0)
 

@@ -19,8 +19,8 @@ State = tuple[Tensor, Tensor]
 class LSTM(nn.LSTM):
     """`torch.nn.LSTM` whose products are quantized.
 
-    Each layer and direction has two products: of the input, for all steps at once, and of the hidden state, step by step
-    (with ``proj_size`` a third). Gates and states are float32.
+    Each layer and direction has two products: of the input, for all steps at once, and of the hidden state, step by
+    step (with ``proj_size`` a third). Gates and states stay float.
 
     Parameters
     ----------
