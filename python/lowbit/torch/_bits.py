@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,7 +30,23 @@ def pack_bits(mask: Tensor) -> Tensor:
     >>> pack_bits(torch.tensor([True, False, True]))
     tensor([5], dtype=torch.uint8)
     """
-    return _pack_bits(mask)
+    return cast(Tensor, _pack_bits(mask))
+
+
+def pack_positive(y: Tensor) -> Tensor:
+    """Pack where a tensor is positive or NaN: ``pack_bits(~(y <= 0))``.
+
+    Parameters
+    ----------
+    y : Tensor
+        Of floats, any shape and layout.
+
+    Returns
+    -------
+    Tensor
+        As of `pack_bits`, but what bits past the end are is not said.
+    """
+    return cast(Tensor, _pack_positive(y))
 
 
 def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
@@ -52,7 +70,7 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
     >>> unpack_bits(torch.tensor([5], dtype=torch.uint8), (3,))
     tensor([1, 0, 1], dtype=torch.int8)
     """
-    return _unpack_bits(packed, list(shape))
+    return cast(Tensor, _unpack_bits(packed, list(shape)))
 
 
 def keep(grad: Tensor, ones: Tensor) -> Tensor:
@@ -68,9 +86,7 @@ def keep(grad: Tensor, ones: Tensor) -> Tensor:
 def _pack_bits(mask: Tensor) -> Tensor:
     if mask.device.type == "cpu":
         return torch.from_numpy(np.packbits(mask.numpy(), bitorder="little"))
-    bits = mask.reshape(-1).to(torch.uint8)
-    bytes_of_8 = torch.nn.functional.pad(bits, (0, -bits.numel() % 8)).view(-1, 8)
-    return (bytes_of_8 << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+    return _packed_plain(mask)
 
 
 @_pack_bits.register_fake
@@ -78,16 +94,39 @@ def _(mask: Tensor) -> Tensor:
     return mask.new_empty(((mask.numel() + 7) // 8,), dtype=torch.uint8)
 
 
+@torch.library.custom_op("lowbit::pack_positive", mutates_args=())
+def _pack_positive(y: Tensor) -> Tensor:
+    if y.device.type == "cpu" and y.dtype == torch.float32:
+        # A fifth of the time of torch's comparison, which is not vectorized where the result is bool.
+        return torch.from_numpy(~np.packbits(np.less_equal(y.detach().numpy(), np.float32(0)), bitorder="little"))
+    return cast(Tensor, ~_pack_bits(y <= 0))
+
+
+@_pack_positive.register_fake
+def _(y: Tensor) -> Tensor:
+    return y.new_empty(((y.numel() + 7) // 8,), dtype=torch.uint8)
+
+
 @torch.library.custom_op("lowbit::unpack_bits", mutates_args=())
 def _unpack_bits(packed: Tensor, shape: list[int]) -> Tensor:
-    count = int(np.prod(shape, dtype=np.int64))
     if packed.device.type == "cpu":
-        bits = torch.from_numpy(np.unpackbits(packed.numpy(), count=count, bitorder="little"))
-        return bits.view(torch.int8).reshape(shape)
-    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    return (packed[:, None] >> places & 1).view(torch.int8).reshape(-1)[:count].reshape(shape)
+        bits = np.unpackbits(packed.numpy(), count=math.prod(shape), bitorder="little")
+        return torch.from_numpy(bits).view(torch.int8).reshape(shape)
+    return _unpacked_plain(packed, shape)
 
 
 @_unpack_bits.register_fake
 def _(packed: Tensor, shape: list[int]) -> Tensor:
     return packed.new_empty(shape, dtype=torch.int8)
+
+
+def _packed_plain(mask: Tensor) -> Tensor:
+    """`pack_bits` in torch's operations, for other devices."""
+    eights = torch.nn.functional.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
+    return (eights << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def _unpacked_plain(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """`unpack_bits` in torch's operations, for other devices."""
+    bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+    return bits.view(torch.int8).reshape(-1)[: math.prod(shape)].reshape(tuple(shape))
