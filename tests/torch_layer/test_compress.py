@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.torch import _bits
-from lowbit.torch._compress import compressed
+from lowbit.torch import _bits, prepare, recipes
+from lowbit.torch._compress import compress
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,8 @@ def seed() -> None:
 
 def twin(module: nn.Module) -> nn.Module:
     """Give a compressed copy with parameters of its own."""
-    made = compressed(copy.deepcopy(module))
-    assert made is not None
+    made = copy.deepcopy(module)
+    compress(made)
     return made
 
 
@@ -233,20 +233,24 @@ def test_twins_are_torchs_modules() -> None:
     calls = []
     for module in (nn.ReLU(True), nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.BatchNorm3d(3), nn.LayerNorm(3)):
         module.register_forward_hook(lambda *_: calls.append(1))
-        made = compressed(module.eval())
-        assert isinstance(made, type(module))
-        assert not made.training
-        assert repr(made) == repr(module)
-        assert made.state_dict().keys() == module.state_dict().keys()
-        assert all(a is b for a, b in zip(made.parameters(), module.parameters(), strict=True))
-        assert compressed(made) is None
-        made(torch.randn(2, 3, *{nn.BatchNorm2d: (4, 4), nn.BatchNorm3d: (2, 2, 2)}.get(type(module), ())))
+        kind, text, state, parameters = type(module), repr(module), module.state_dict(), list(module.parameters())
+        compress(module.eval())
+        compress(module)  # a second time changes nothing
+        assert type(module).__module__ == "lowbit.torch._compress"
+        assert isinstance(module, kind)
+        assert not module.training
+        assert repr(module) == text
+        assert module.state_dict().keys() == state.keys()
+        assert all(a is b for a, b in zip(module.parameters(), parameters, strict=True))
+        module(torch.randn(2, 3, *{nn.BatchNorm2d: (4, 4), nn.BatchNorm3d: (2, 2, 2)}.get(kind, ())))
     assert len(calls) == 5
 
     class Own(nn.BatchNorm2d):
-        pass
+        """May compute something else."""
 
-    assert compressed(Own(3)) is None
+    own = Own(3)
+    compress(own)
+    assert type(own) is Own
 
 
 def test_nothing_is_kept_or_drawn_without_a_backward_pass() -> None:
@@ -273,7 +277,7 @@ def network() -> nn.Sequential:
 
 
 def test_seeds_checkpoints_and_compile() -> None:
-    net = nn.Sequential(*(compressed(layer) or layer for layer in network()))
+    net = twin(network())
     x = torch.randn(4, 3, 9, 9)
 
     def gradients(run: Callable[[Tensor], Tensor], seed: int = 1) -> list[Tensor]:
@@ -337,26 +341,45 @@ def test_bytes_that_wait_for_the_backward_pass() -> None:
         assert saved_bytes(twin(module), 2 * x) <= most * x.nbytes
 
 
+def residual_free(channels: int = 16, blocks: int = 6) -> nn.Sequential:
+    """Conv-BN-ReLU, as in a plain vision network, with a linear head."""
+    layers: list[nn.Module] = []
+    for i in range(blocks):
+        layers += [nn.Conv2d(channels if i else 3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]
+        layers += [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+
+@pytest.mark.parametrize(("compressed", "least", "most"), [(True, 0.15, 0.35), (False, 0.9, 1.0)])
+def test_bytes_of_a_quantized_network(compressed: bool, least: float, most: float) -> None:
+    """What the issue asks for; without compressed norms and ReLUs four bits in the convolutions save next to nothing."""
+    x = torch.randn(8, 3, 16, 16)
+    theirs = residual_free()
+    ours = prepare(copy.deepcopy(theirs), recipes.sun2020(), compress_activations=compressed)
+    assert least <= saved_bytes(ours, x) / saved_bytes(theirs, x) <= most
+
+
 RESIDENT = """
 import sys, torch
 from torch import nn
-from lowbit.torch._compress import compressed
+from lowbit.torch._compress import compress
 
 torch.set_num_threads(1)
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
-def grown(layers):
-    net = nn.Sequential(*layers)
+def grown(net):
     x = torch.randn(16, 16, 56, 56)
     net(x[:1].clone()).sum().backward()
     before = resident()
     y = net(x)
     return (resident() - before) / y.nbytes
 
-layers = [layer for _ in range(4) for layer in (nn.BatchNorm2d(16), nn.ReLU())]
-print(grown(layers), grown([compressed(layer) for layer in layers]))
+net = nn.Sequential(*(layer for _ in range(4) for layer in (nn.BatchNorm2d(16), nn.ReLU())))
+theirs = grown(net)
+compress(net)
+print(theirs, grown(net))
 """
 
 

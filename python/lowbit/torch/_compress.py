@@ -20,7 +20,7 @@ are functions of torch and not modules of the model, so nothing can take their p
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,6 @@ from torch.autograd.function import once_differentiable
 import lowbit as lb
 from lowbit.torch import _bits, _operands
 from lowbit.torch._spec import Spec
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 _BLOCK = 256
 _SPEC = Spec("int8_symmetric", scale="amax", per="block", block_size=_BLOCK, rounding="stochastic")
@@ -48,7 +46,7 @@ def _compress(n: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 @_compress.register_fake
 def _(n: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    blocks = -(-n.shape[0] // _BLOCK)
+    blocks = (n.numel() + _BLOCK - 1) // _BLOCK
     return n.new_empty(n.shape, dtype=torch.uint8), n.new_empty((blocks,))
 
 
@@ -221,34 +219,23 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def compressed(module: nn.Module) -> nn.Module | None:
-    """Make the module that takes the place of one of torch's and keeps less for the backward pass.
+def compress(model: nn.Module) -> None:
+    """Let the norms and ReLUs of a model keep less for their backward pass, in place.
 
     Parameters
     ----------
-    module : torch.nn.Module
-        Of exactly the class `ReLU`, `BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` or `LayerNorm`: what is derived from
-        one may compute something else.
-
-    Returns
-    -------
-    torch.nn.Module or None
-        With the same parameters, buffers, hooks and flags, not copies; None for other modules.
+    model : torch.nn.Module
+        Modules of exactly the classes `ReLU`, `BatchNorm1d`, `BatchNorm2d`, `BatchNorm3d` and `LayerNorm` of torch.nn
+        become their subclasses here (what is derived from one may compute something else); they stay the objects they
+        are, with their parameters, buffers and hooks.
 
     Examples
     --------
     >>> import torch
-    >>> norm = torch.nn.BatchNorm2d(3)
-    >>> compressed(norm)
-    BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
-    >>> compressed(norm).weight is norm.weight
-    True
-    >>> compressed(torch.nn.Linear(3, 4)) is None
-    True
+    >>> net = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.ReLU())
+    >>> compress(net)
+    >>> [type(layer).__module__.split(".")[0] for layer in net]
+    ['lowbit', 'lowbit']
     """
-    kind = _CLASSES.get(type(module))
-    if kind is None:
-        return None
-    made = kind.__new__(kind)
-    made.__dict__.update(module.__dict__)
-    return made
+    for module in model.modules():
+        module.__class__ = _CLASSES.get(type(module), type(module))
