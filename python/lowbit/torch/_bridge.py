@@ -42,7 +42,7 @@ def array(t: Tensor) -> NDArray[Any]:
 
 
 def tensor(a: NDArray[Any]) -> Tensor:
-    """View a writable array of a dtype that torch has as a CPU tensor, without a copy; `BFLOAT16` as bfloat16."""
-    if a.dtype == BFLOAT16:
+    """View a writable array of a dtype that torch has as a CPU tensor, without a copy; any "bfloat16" as bfloat16."""
+    if a.dtype.kind == "V":
         return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(a)
