@@ -23,7 +23,7 @@ KeyLike: TypeAlias = "Key | int | Tensor | torch.Generator"
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """Read 64 bits as two's complement."""
     return (word + (1 << 63)) % (1 << 64) - (1 << 63)
 
@@ -35,8 +35,8 @@ def _shifted(z: Tensor, n: int) -> Tensor:
 
 def _mix(z: Tensor) -> Tensor:
     """SplitMix64's finalizer; int64 products wrap."""
-    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    z = (z ^ _shifted(z, 30)) * signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * signed(0x94D049BB133111EB)
     return z ^ _shifted(z, 31)
 
 
@@ -48,7 +48,7 @@ def draw(generator: torch.Generator | None = None) -> Tensor:
 
 def pack(words: Words) -> Tensor:
     """Give the tensor of a key's two words."""
-    return torch.tensor([_signed(words[0]), _signed(words[1])], dtype=torch.int64, device="cpu")
+    return torch.tensor([signed(words[0]), signed(words[1])], dtype=torch.int64, device="cpu")
 
 
 def words(key: Tensor) -> Words:
@@ -89,7 +89,7 @@ def of(key: KeyLike | None, *, private: bool) -> Tensor | None:
 def _numbers(parts: tuple[int | str, ...]) -> list[int]:
     """Give the integers that parts of a fold stand for, as two's complement of G (i + 1)."""
     numbers = [n for part in parts for n in (_label(part) if isinstance(part, str) else (_word(part, "fold"),))]
-    return [_signed((_GOLDEN * (n + 1)) % (1 << 64)) for n in numbers]
+    return [signed((_GOLDEN * (n + 1)) % (1 << 64)) for n in numbers]
 
 
 def fold(key: Tensor, *parts: int | str) -> Tensor:
@@ -103,7 +103,7 @@ def fold(key: Tensor, *parts: int | str) -> Tensor:
 
 def identity(key: Tensor) -> Tensor:
     """Tell a key from others: the word, an int64 of no dimensions, whose eight bytes are NumPy's `key_id`."""
-    return fold(key, "key id")[1]
+    return fold(key, "key id")[1].clone()
 
 
 def random_bits(key: Tensor, n: int) -> Tensor:
@@ -112,6 +112,6 @@ def random_bits(key: Tensor, n: int) -> Tensor:
     step = k1 | 1
     changes = step ^ _shifted(step, 1)
     count = ((changes >> torch.arange(64, device=key.device)) & 1).sum()
-    step = torch.where(count < 24, step ^ _signed(0xAAAAAAAAAAAAAAAA), step)
+    step = torch.where(count < 24, step ^ signed(0xAAAAAAAAAAAAAAAA), step)
     word = _mix(k0 + torch.arange(1, n // 2 + 2, device=key.device) * step)
     return torch.stack((word & 0xFFFFFFFF, _shifted(word, 32)), -1).flatten()[:n]

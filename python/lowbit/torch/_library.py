@@ -86,7 +86,7 @@ fake_quantize.register_autograd(_straight_through, setup_context=_keep)
 
 def absent(device: torch.device) -> Tensor:
     """Stand for None among an operator's outputs, which must be tensors."""
-    return torch.empty((), dtype=torch.bool, device=device)
+    return torch.zeros((), dtype=torch.bool, device=device)
 
 
 def coded(x: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,11 @@ from torch import Tensor
 
 from lowbit import _arguments, _core
 from lowbit.torch import _bridge, _keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
 _state = {"plain": os.environ.get("LOWBIT_TORCH") == "plain"}
 
@@ -39,6 +44,17 @@ def use_plain(on: bool) -> None:
 
 
 
+def check_floats(x: Tensor) -> None:
+    """Refuse what cannot be rounded."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    if x.dtype not in _bridge.FLOATS:
+        use = "torch.float32 (x.float()), float16, bfloat16 or float64"
+        raise TypeError(f"x: dtype {x.dtype} is not a float that rounds; use {use}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"x: layout {x.layout} has no strides; use a dense tensor (x.to_dense())")
+
+
 class Options(NamedTuple):
     """How to round, as operators take it."""
 
@@ -54,43 +70,44 @@ class Options(NamedTuple):
 
     def core(self, ndim: int) -> tuple[Any, ...]:
         """Give what the core takes between `x` and `out`."""
-        scale = self.rule if self.scale is None else _bridge.array(self.scale.cpu())
-        offset = None if self.offset is None else _bridge.array(self.offset.cpu())
+        return self._core(ndim, lambda t: _bridge.array(t.cpu()), _keys.words)
+
+    def _core(
+        self, ndim: int, array: Callable[[Tensor], NDArray[Any]], words: Callable[[Tensor], tuple[int, int]]
+    ) -> tuple[Any, ...]:
+        scale = self.rule if self.scale is None else array(self.scale)
+        offset = None if self.offset is None else array(self.offset)
         scale, offset = _arguments.scaling(scale, offset, ndim, self.axis, self.block_size)
-        tensor = None if self.tensor_scale is None else _bridge.array(self.tensor_scale.cpu())
-        words = None if self.key is None else _keys.words(self.key)
-        shared = self.axis, self.block_size, self.rounding, words
-        return self.format, scale, offset, _arguments.tensor_scale(tensor), *shared
+        tensor = None if self.tensor_scale is None else _arguments.tensor_scale(array(self.tensor_scale))
+        key = None if self.key is None else words(self.key)
+        return self.format, scale, offset, tensor, self.axis, self.block_size, self.rounding, key
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raise what the core would for an array of this shape, without the work.
-
-        The core is given an array with nothing in it: the lengths that no scale depends on become 0.
-        """
-        arguments = self.core(len(shape))
-        lengths = arguments[1].shape if isinstance(arguments[1], np.ndarray) else ()
-        lengths = (1,) * (len(shape) - len(lengths)) + lengths
-        small = tuple(0 if length == 1 else n for length, n in zip(lengths, shape, strict=False))
-        try:
-            _core.fake_quantize(_zeros((*small, *shape[len(small) :])), *arguments, None)
-        except _core.Error:
-            # Once more for a message with the true shape; it is raised before anything is computed.
-            _core.fake_quantize(_zeros(shape), *arguments, None)
-            raise
+        """Raise what the core would for an array of this shape, without the work."""
+        _check(shape, self.core(len(shape)))
 
     def check_fake(self, shape: tuple[Any, ...]) -> None:
-        """`check` where numbers cannot be seen, and lengths need not be known."""
+        """`check` where there are no numbers to see, and lengths need not be known."""
         known = all(isinstance(n, int) for n in shape)
 
-        def ones(value: Tensor | None) -> Tensor | None:
-            if value is None:
-                return None
-            size = tuple(value.shape) if known and all(isinstance(n, int) for n in value.shape) else (1,) * value.ndim
-            return torch.from_numpy(np.ones(size)).to(value.dtype)
+        def ones(t: Tensor) -> NDArray[Any]:
+            dtype = np.complex64 if t.is_complex() else np.bool_ if t.dtype is torch.bool else np.float32
+            return np.ones([n if known and isinstance(n, int) else 1 for n in t.shape], dtype)
 
-        key = None if self.key is None else _keys.pack((0, 0))
-        numbers = {"scale": ones(self.scale), "offset": ones(self.offset), "tensor_scale": ones(self.tensor_scale)}
-        self._replace(**numbers, key=key).check(tuple(n if known else 1 for n in shape))
+        _check(tuple(n if known else 1 for n in shape), self._core(len(shape), ones, lambda _: (0, 0)))
+
+
+def _check(shape: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+    """Give the core an array with nothing in it: the lengths that no scale depends on become 0."""
+    lengths = arguments[1].shape if isinstance(arguments[1], np.ndarray) else ()
+    lengths = (1,) * (len(shape) - len(lengths)) + lengths
+    small = tuple(0 if length == 1 else n for length, n in zip(lengths, shape, strict=False))
+    try:
+        _core.fake_quantize(_zeros((*small, *shape[len(small) :])), *arguments, None)
+    except _core.Error:
+        # Once more for a message with the true shape; it is raised before anything is computed.
+        _core.fake_quantize(_zeros(shape), *arguments, None)
+        raise
 
 
 def _zeros(shape: tuple[int, ...]) -> Any:

@@ -16,7 +16,7 @@ from torch.utils import _python_dispatch
 from lowbit import _arguments, _core
 from lowbit.torch import _bridge, _keys, _library
 from lowbit.torch._messages import decode, encode
-from lowbit.torch._options import Options, sharing, use_plain
+from lowbit.torch._options import Options, check_floats, sharing, use_plain
 from lowbit.torch._quantized import QuantizedTensor
 
 if TYPE_CHECKING:
@@ -242,14 +242,7 @@ def _options(
     key: Tensor | None,
 ) -> Options:
     """Check types, and give what is left as operators take it."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if x.dtype not in _bridge.FLOATS:
-        raise TypeError(
-            f"x: dtype {x.dtype} is not a float that rounds; use torch.float32 (x.float()), float16, bfloat16 or float64"
-        )
-    if x.layout is not torch.strided:
-        raise TypeError(f"x: layout {x.layout} has no strides; use a dense tensor (x.to_dense())")
+    check_floats(x)
     return Options(
         format if isinstance(format, str) else _core.get_format(format).name,
         scale if isinstance(scale, str) else None,
