@@ -35,10 +35,11 @@ def array(t: Tensor) -> NDArray[Any]:
 
     Only a tensor whose negation or conjugation is still pending (a lazy view of torch's) is copied.
     """
-    t = t.detach()
-    if t.dtype is torch.bfloat16:
-        return t.view(torch.int16).numpy().view(BFLOAT16)
-    return t.numpy() if not (t.is_neg() or t.is_conj()) else t.resolve_conj().resolve_neg().numpy()
+    if t.requires_grad:
+        t = t.detach()
+    if t.is_neg() or t.is_conj():
+        t = t.resolve_conj().resolve_neg()
+    return t.view(torch.int16).numpy().view(BFLOAT16) if t.dtype is torch.bfloat16 else t.numpy()
 
 
 def tensor(a: NDArray[Any]) -> Tensor:

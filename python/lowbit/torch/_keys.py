@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import torch
+from torch.utils import _python_dispatch
 
 from lowbit import _arguments
 from lowbit._keys import Key, _label, _word
@@ -42,13 +44,16 @@ def _mix(z: Tensor) -> Tensor:
 
 def draw(generator: torch.Generator | None = None) -> Tensor:
     """Draw a key from a generator, by default torch's own for CPUs (whose state checkpoints and forks keep)."""
-    device = "cpu" if generator is None else generator.device
-    return torch.randint(-(1 << 63), (1 << 63) - 1, (2,), dtype=torch.int64, device=device, generator=generator).cpu()
+    if generator is None:
+        return torch.randint(-(1 << 63), (1 << 63) - 1, (2,), dtype=torch.int64, device="cpu")
+    return torch.randint(-(1 << 63), (1 << 63) - 1, (2,), generator=generator, device=generator.device).cpu()
 
 
 def pack(words: Words) -> Tensor:
     """Give the tensor of a key's two words."""
-    return torch.tensor([signed(words[0]), signed(words[1])], dtype=torch.int64, device="cpu")
+    if torch.compiler.is_compiling():
+        return torch.tensor([signed(words[0]), signed(words[1])], dtype=torch.int64, device="cpu")
+    return torch.from_numpy(np.array(words, np.uint64).view(np.int64))
 
 
 def words(key: Tensor) -> Words:
@@ -92,8 +97,25 @@ def _numbers(parts: tuple[int | str, ...]) -> list[int]:
     return [signed((_GOLDEN * (n + 1)) % (1 << 64)) for n in numbers]
 
 
+def watched() -> bool:
+    """Whether graphs or modes look at what runs, which must then be operations on tensors."""
+    return (
+        torch.compiler.is_compiling()
+        or _python_dispatch.is_in_torch_dispatch_mode()
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+    )
+
+
 def fold(key: Tensor, *parts: int | str) -> Tensor:
-    """Derive a child key, as `lowbit.Key.fold` does, in operations that graphs can carry."""
+    """Derive a child key, as `lowbit.Key.fold` does."""
+    if type(key) is torch.Tensor and key.device.type == "cpu" and not watched():
+        return pack(Key.from_words(*words(key)).fold(*parts).words)
+    return folded(key, *parts)
+
+
+def folded(key: Tensor, *parts: int | str) -> Tensor:
+    """`fold` in operations on tensors, which graphs can carry and other devices can do."""
     k0, k1 = key.unbind()
     for step in _numbers(parts):
         k0 = _mix(k0 + step)

@@ -19,12 +19,14 @@ from lowbit.torch._options import Options, on_core, scale_shape
 
 def rounded(x: Tensor, clip: bool, options: Options) -> tuple[Tensor, Tensor | None]:
     """Round to a format and back; with `clip` also where the gradient passes."""
-    y = torch.empty_like(x)
-    if on_core(x):
-        _core.fake_quantize(_bridge.array(x), *options.core(x.ndim), _bridge.array(y))
-    else:
+    if not on_core(x):
         options.check(tuple(x.shape))
-        y.copy_(_plain.fake_quantize(x, options))
+        y = torch.empty_like(x).copy_(_plain.fake_quantize(x, options))
+    elif x.is_contiguous():
+        y = _bridge.tensor(_core.fake_quantize(_bridge.array(x), *options.core(x.ndim), None))
+    else:
+        y = torch.empty_like(x)
+        _core.fake_quantize(_bridge.array(x), *options.core(x.ndim), _bridge.array(y))
     return y, _plain.inside(x, options) if clip else None
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _python_dispatch
 
 from lowbit import _arguments, _core
 from lowbit.torch import _bridge, _keys, _library
@@ -210,14 +209,7 @@ def dequantize(q: QuantizedTensor, *, dtype: torch.dtype = torch.float32, key: K
 
 def _direct(x: Tensor) -> bool:
     """Whether nobody watches what runs: graphs, modes and transforms see the operator, which costs 30 us more."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type != "meta"
-        and not torch.compiler.is_compiling()
-        and not _python_dispatch.is_in_torch_dispatch_mode()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch.jit.is_tracing()
-    )
+    return type(x) in (Tensor, torch.nn.Parameter) and x.device.type != "meta" and not _keys.watched()
 
 
 def _key(rounding: str, key: KeyLike | None, *, draws: bool) -> Tensor | None:

@@ -92,7 +92,7 @@ def _dither(key: Tensor, like: Tensor) -> Tensor:
 
 
 def _words(key: Tensor, purpose: str, like: Tensor) -> Tensor:
-    return _keys.random_bits(_keys.fold(key.to(like.device), purpose), like.numel()).reshape(like.shape)
+    return _keys.random_bits(_keys.folded(key.to(like.device), purpose), like.numel()).reshape(like.shape)
 
 
 def _steps(plan: _Plan, options: Options) -> tuple[Tensor, Tensor | None]:
