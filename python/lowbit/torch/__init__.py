@@ -9,8 +9,8 @@ torch.Size([1, 2])
 
 from __future__ import annotations
 
-from lowbit.torch import nn, recipes
+from lowbit.torch import nn, ops, recipes
 from lowbit.torch._prepare import param_groups, prepare
 from lowbit.torch._spec import Products, Recipe, Rotation, Spec
 
-__all__ = ["Products", "Recipe", "Rotation", "Spec", "nn", "param_groups", "prepare", "recipes"]
+__all__ = ["Products", "Recipe", "Rotation", "Spec", "nn", "ops", "param_groups", "prepare", "recipes"]

@@ -86,7 +86,7 @@ def keep(grad: Tensor, ones: Tensor) -> Tensor:
 def _pack_bits(mask: Tensor) -> Tensor:
     if mask.device.type == "cpu":
         return torch.from_numpy(np.packbits(mask.numpy(), bitorder="little"))
-    return _packed_plain(mask)
+    return packed_plain(mask)
 
 
 @_pack_bits.register_fake
@@ -120,7 +120,7 @@ def _(packed: Tensor, shape: list[int]) -> Tensor:
     return packed.new_empty(shape, dtype=torch.int8)
 
 
-def _packed_plain(mask: Tensor) -> Tensor:
+def packed_plain(mask: Tensor) -> Tensor:
     """`pack_bits` in torch's operations, for other devices."""
     eights = torch.nn.functional.pad(mask.reshape(-1).to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
     return (eights << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)

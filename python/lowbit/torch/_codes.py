@@ -1,29 +1,32 @@
-"""What operands need of the core, on tensors."""
+"""What operands need of the core, or on other devices of the same in torch operations."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit import _core, hadamard_transform
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    import lowbit as lb
+import lowbit as lb
+from lowbit import _core
+from lowbit.torch import _bits, _bridge, _keys, _library
+from lowbit.torch._options import Options, on_core
 
 _FLOAT32 = np.dtype(np.float32)
 _ONE = np.ones((), np.float32)
 
 
-def _array(x: Tensor) -> NDArray[Any]:
-    """See a CPU tensor's memory as a NumPy array."""
-    x = x.detach()
-    return x.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
+def _options(
+    format: str,
+    scale: str | float | Tensor | None,
+    axis: int | None,
+    block_size: int | None,
+    rounding: str,
+    key: lb.Key | None,
+) -> Options:
+    rule = scale if isinstance(scale, str) else None
+    given = torch.tensor(scale) if isinstance(scale, float) else scale if isinstance(scale, Tensor) else None
+    words = None if key is None else _keys.pack(key.words)
+    return Options(format, rule, given, None, None, axis, block_size, rounding, words)
 
 
 def quantize(
@@ -37,19 +40,10 @@ def quantize(
     key: lb.Key | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give packed codes, scales (or their codes), and the offsets or the scale of the tensor (else an empty tensor)."""
-    given: Any = scale
-    if isinstance(scale, Tensor):
-        given = scale.detach().numpy()
-    elif isinstance(scale, float):
-        given = np.array(scale, np.float32)
-    words = None if key is None else key.words
-    packed, scales, offset, tensor = _core.quantize(
-        _array(x), format, given, None, None, axis, block_size, rounding, words, None
-    )
-    rest = np.empty(0, np.float32) if offset is None else offset
-    if tensor is not None:
-        rest = np.array([tensor], np.float32)
-    return torch.from_numpy(packed), torch.from_numpy(scales), torch.from_numpy(rest)
+    options = _options(format, scale, axis, block_size, rounding, key)
+    packed, scales, offset, tensor, _ = _library.coded(x.detach(), options)
+    rest = tensor.reshape(1) if tensor is not None else x.new_empty(0, dtype=torch.float32)
+    return packed, scales, rest if offset is None else offset
 
 
 def dequantize(
@@ -62,22 +56,18 @@ def dequantize(
     axis: int | None,
     block_size: int | None,
 ) -> Tensor:
-    """Compute the float32 numbers that `quantize` kept."""
+    """Compute the float32 numbers that `quantize` kept; NaN where a group's scale is."""
     fmt = _core.get_format(format)
-    tensor = float(rest) if rest.numel() and fmt.scale_format == "e4m3" else None
-    offset = rest.numpy() if rest.numel() and tensor is None else None
+    tensor = rest.reshape(()) if rest.numel() and fmt.scale_format == "e4m3" else None
+    offset = rest if rest.numel() and tensor is None else None
     if block_size is None and axis is not None and fmt.scale_format is not None:
         block_size = fmt.default_block
-    bad = None if scale.dtype == torch.uint8 else scale.isnan()
+    bad = scale.isnan() if scale.is_floating_point() else None
     if bad is not None and bad.any():
         scale = scale.masked_fill(bad, 1.0)
     else:
         bad = None
-    y = torch.from_numpy(
-        _core.dequantize(
-            packed.numpy(), fmt, shape, scale.numpy(), offset, tensor, axis, block_size, None, _FLOAT32, None
-        )
-    )
+    y = _library.decoded(packed, scale, offset, tensor, format, shape, axis, block_size, None, None, torch.float32)
     if bad is None:
         return y
     if block_size is not None:
@@ -88,15 +78,32 @@ def dequantize(
 
 def values(packed: Tensor, format: str, shape: tuple[int, ...]) -> Tensor:
     """Look up the format's values, unscaled."""
-    one = _ONE.reshape((1,) * len(shape))
-    return torch.from_numpy(
-        _core.dequantize(packed.numpy(), format, shape, one, None, None, None, None, None, _FLOAT32, None)
-    )
+    if on_core(packed):
+        one = _ONE.reshape((1,) * len(shape))
+        bytes_ = packed.numpy()
+        return torch.from_numpy(
+            _core.dequantize(bytes_, format, shape, one, None, None, None, None, None, _FLOAT32, None)
+        )
+    one = packed.new_ones((1,) * len(shape), dtype=torch.float32)
+    return _library.decoded(packed, one, None, None, format, shape, None, None, None, None, torch.float32)
+
+
+def fake_quantize(x: Tensor, format: str, scale: float, *, rounding: str, key: lb.Key | None) -> Tensor:
+    """Round float32 numbers to a format's values times a scale."""
+    return _library.rounded(x.detach(), False, _options(format, scale, None, None, rounding, key))[0]
 
 
 def hadamard(rows: Tensor) -> Tensor:
     """Transform the last axis, orthonormally."""
-    return torch.from_numpy(hadamard_transform(rows.contiguous().numpy()))
+    if on_core(rows):
+        return torch.from_numpy(lb.hadamard_transform(rows.contiguous().numpy()))
+    n, half = rows.shape[-1], 1
+    shape = rows.shape
+    while half < n:
+        a, b = rows.unflatten(-1, (-1, 2, half)).unbind(-2)
+        rows = torch.stack([a + b, a - b], -2).reshape(shape)
+        half *= 2
+    return rows * float(np.float32(n) ** np.float32(-0.5))
 
 
 def group_sums(x: Tensor, axis: int | None, block_size: int | None) -> Tensor:
@@ -112,23 +119,22 @@ def group_sums(x: Tensor, axis: int | None, block_size: int | None) -> Tensor:
     return x.sum(rest, keepdim=True)
 
 
-def fake_quantize(x: Tensor, format: str, scale: float, *, rounding: str, key: lb.Key | None) -> Tensor:
-    """Round to a format's values times a scale; float32."""
-    words = None if key is None else key.words
-    given = np.array(scale, np.float32)
-    return torch.from_numpy(
-        _core.fake_quantize(_array(x), format, given, None, None, None, None, rounding, words, None)
-    )
-
-
 def clip_bits(x: Tensor, low: float, high: float, *, always: bool) -> Tensor:
     """Pack a bit for every number of low..high, eight a byte; nothing, unless `always`, where there is no other."""
-    bits, outside = _core.clip_bits(_array(x), low, high)
-    return torch.from_numpy(bits) if outside or always else torch.empty(0, dtype=torch.uint8)
+    if on_core(x):
+        bits, outside = _core.clip_bits(_bridge.array(x), low, high)
+        return torch.from_numpy(bits) if outside or always else torch.empty(0, dtype=torch.uint8)
+    inside = (x >= low) & (x <= high)
+    if not always and inside.all():
+        return x.new_empty(0, dtype=torch.uint8)
+    return _bits.packed_plain(inside)
 
 
 def take_outside(x: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the numbers whose bit is not set out of x, leaving zeros; also say where they were, in C order."""
+    """Take the numbers whose bit is not set out of x, leaving zeros; also say where they were, in C order.
+
+    They are few: whole bytes of ones are passed over.
+    """
     some = (bits != 255).nonzero()
     places = torch.arange(8, device=bits.device)
     where = (some * 8 + places)[(bits[some] >> places) & 1 == 0]

@@ -45,7 +45,7 @@ def _compress(n: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_compress.register_fake
-def _(n: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def _(n: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     blocks = (n.numel() + _BLOCK - 1) // _BLOCK
     return n.new_empty(n.shape, dtype=torch.uint8), n.new_empty((blocks,))
 

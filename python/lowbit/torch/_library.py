@@ -34,14 +34,14 @@ class Round(torch.autograd.Function):
     """`rounded` with its straight-through gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, clip: bool, *options: Any) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, x: Tensor, clip: bool, *options: Any) -> Tensor:
         y, inside = rounded(x, clip, Options(*options))
         if inside is not None:
             ctx.save_for_backward(inside)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         inside = ctx.saved_tensors
         return torch.where(inside[0], grad, 0.0) if inside else grad, *(None,) * (1 + len(Options._fields))
 
@@ -197,9 +197,7 @@ def dequantize(
     dtype: torch.dtype,
 ) -> Tensor:
     """`decoded` as an operator."""
-    return decoded(
-        packed, scale, offset, tensor_scale, format, shape, axis, block_size, key, key_id, dtype
-    )
+    return decoded(packed, scale, offset, tensor_scale, format, shape, axis, block_size, key, key_id, dtype)
 
 
 @dequantize.register_fake

@@ -43,7 +43,6 @@ def use_plain(on: bool) -> None:
     _state["plain"] = bool(on)
 
 
-
 def check_floats(x: Tensor) -> None:
     """Refuse what cannot be rounded."""
     if not isinstance(x, Tensor):

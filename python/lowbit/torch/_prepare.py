@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 import lowbit as lb
+from lowbit.torch import _compress
 from lowbit.torch import nn as quantized
 from lowbit.torch._site import Site
 from lowbit.torch._spec import Products, Recipe
@@ -111,8 +112,6 @@ def prepare(
             module.__class__ = quantized.TransformerEncoderLayer
             module.keep_from_fused()  # type: ignore[operator]  # it has just become one
     if compress_activations:
-        from lowbit.torch import _compress
-
         _compress.compress(model)
     return model
 

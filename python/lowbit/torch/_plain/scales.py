@@ -72,7 +72,7 @@ def _of_mean(rows: Tensor, grid: Grid) -> Scales:
     return Scales(_safe(_mean(rows), _zeros(grid)))
 
 
-def _twn(rows: Tensor, grid: Grid) -> Scales:  # noqa: ARG001
+def _twn(rows: Tensor, grid: Grid) -> Scales:
     size = rows.abs()
     threshold = f32(0.7 * _mean(rows))
     above = size > threshold[:, None]
@@ -118,7 +118,7 @@ def _tensor_scale(x: Tensor, grid: BlockFormat, rule: str) -> Tensor:
 
 
 def _e4m3(rows: Tensor, grid: BlockFormat, rule: str, tensor: Tensor) -> Scales:
-    """"amax", and "four_over_six" (arXiv:2512.02010): in each block the better of two largest values."""
+    """ "amax", and "four_over_six" (arXiv:2512.02010): in each block the better of two largest values."""
     amax = _largest(rows)
 
     def scale_for(largest: float) -> Tensor:
@@ -149,9 +149,7 @@ _RULES: dict[str, Callable[[Tensor, Grid], Scales]] = {
 }
 
 
-def scales(
-    x: Tensor, grid: Grid, rule: str, axis: int | None, block_size: int | None, tensor: Tensor | None
-) -> Scales:
+def scales(x: Tensor, grid: Grid, rule: str, axis: int | None, block_size: int | None, tensor: Tensor | None) -> Scales:
     """Compute the scales of numbers by a rule, as `lowbit.reference.scales` does; `tensor` is given, or found."""
     if rule == "one":
         return Scales(x.new_ones((1,) * x.ndim))
@@ -180,8 +178,7 @@ def _by_groups(
     if short:
         parts.append(_observe(_blocks(x.narrow(axis, length - short, short), axis, short), rule, observe))
     scale, offset, encode = (
-        None if part[0] is None else torch.cat(part, axis)
-        for part in zip(*(part[:3] for part in parts), strict=True)
+        None if part[0] is None else torch.cat(part, axis) for part in zip(*(part[:3] for part in parts), strict=True)
     )
     assert scale is not None
     return Scales(scale, offset, encode)

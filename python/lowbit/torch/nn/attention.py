@@ -44,7 +44,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         self.site = Site(products, **state)
         if not self._qkv_same_embed_dim:
             self.key_site, self.value_site = Site(products, **state), Site(products, **state)
-        self.out_proj.__class__ = Linear
+        self.out_proj.__class__ = Linear  # type: ignore[assignment]  # it is an nn.Linear
         self.out_proj.site = Site(products, **state)
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lowbit as lb
+from lowbit.torch import ops
 from lowbit.torch._operands import groups
 from lowbit.torch._spec import Spec
 
@@ -33,8 +34,6 @@ class Embedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up rows."""
-        from lowbit.torch import ops
-
         spec = self.weight_spec
         table = ops.fake_quantize(
             self.weight,
