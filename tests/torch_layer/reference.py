@@ -82,8 +82,6 @@ def rounded(
     if spec is None:
         return plain(x)
     x, name = f32(x), format or spec.format
-    if spec.per == "tile":
-        return _tiled(x, name)
     if spec.samples > 1:
         assert key is not None
         one = replace(spec, samples=1)
@@ -93,22 +91,25 @@ def rounded(
         "tensor": (None, None),
         "channel": (0, None),
         "token": (0, None),
+        "tile": (None, None),
         "block": (axis % x.ndim, spec.block_size or reference.get_format(name).default_block),
     }[spec.per]
     options = reference.Options(scale=spec.scale if scale is None else scale, axis=groups[0], block_size=groups[1])
     if spec.rounding == "stochastic":
         options |= reference.Options(rounding="stochastic", key=key)
     grid, passes = reference.get_format(name), np.ones(x.shape, bool)
-    if isinstance(options.get("scale"), str | None) and not np.isfinite(x).all():
-        return Operand(reference.fake_quantize(x, name, **options).astype(np.float64), f32(1), passes)
-    q = reference.quantize(np.nan_to_num(x, nan=0.0, posinf=np.inf, neginf=-np.inf), name, **options)
-    if q.offset is not None:
-        return replace(plain(reference.dequantize(q)), inside=passes)
+    if np.isnan(x).any() and spec.per == "tensor":
+        return plain(x * np.float32(np.nan))
+    if spec.per == "tile":
+        return _tiled(x, name)
+    refused = not np.isfinite(x).all() and isinstance(options.get("scale"), str | None)
+    q = reference.quantize(np.zeros_like(x) if refused else x, name, **options)
+    if refused or q.offset is not None:
+        return plain(reference.fake_quantize(x, name, **options))
     found = f32(q.scale if q.tensor_scale is None else q.scale * q.tensor_scale)
     if groups[1] is not None:
         found = spread(found, x.shape, *groups)
     values = grid.decode(q.codes).astype(np.float64)
-    values[np.isnan(x)] = np.nan
     if spec.gradient == "clip":
         t = f32(x * f32(1 / found))
         passes = ~((t < grid.values[0]) | (t > grid.values[-1]))
@@ -305,7 +306,8 @@ class Product:
         grid, alpha = reference.get_format(name), np.float32(site.alpha)
         found = rounded(x, spec, 1, scale=f32(alpha / np.float32(grid.reference)), format=name)
         low = -alpha if grid.values[0] < 0 else np.float32(0)
-        return replace(found, inside=~((x < low) | (x > alpha)))
+        low_out = x <= low if grid.values[0] < 0 else x < low  # eq. 1 of the source: from alpha on, the clip
+        return replace(found, inside=~(low_out | (x >= alpha)))
 
     def _key(self, label: str) -> lb.Key | None:
         return None if self.key is None else self.key.fold(label)
