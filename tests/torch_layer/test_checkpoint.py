@@ -31,6 +31,7 @@ class Net(T.Module):
         self.last = T.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, time) -> two classes."""
         x = self.conv(self.norm(self.first(x)).relu()).relu()
         x = self.lstm(x.permute(2, 0, 1))[0].mean(0)
         return self.last(self.mix(x).relu())

@@ -108,10 +108,7 @@ def test_activation_checkpointing_gives_the_same_gradients(recipe: str, use_reen
         model(x)
         torch.manual_seed(3)
         given = x.clone().requires_grad_()
-        if again:
-            y = checkpoint(model, given, use_reentrant=use_reentrant)
-        else:
-            y = model(given)
+        y = checkpoint(model, given, use_reentrant=use_reentrant) if again else model(given)
         y.square().sum().backward()
         found.append([given.grad, *(p.grad for p in model.parameters())])
         optimizer.step()
