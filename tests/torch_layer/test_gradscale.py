@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import socket
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_it_finds_its_window_from_anywhere() -> None:
         layer = linear()
         layer.site.grad_scale.fill_(start)
         optimizer = optimizer_of(layer)
-        for _ in range(16):
+        for _ in range(20):
             backward(layer, 0.75)
             optimizer.step()
         assert layer.site.grad_scale.item() == 64
@@ -123,13 +124,13 @@ def test_a_frozen_weight_still_has_a_scale() -> None:
     optimizer = optimizer_of(last)
     last.weight.requires_grad_()
     x = normal(2, 4).requires_grad_()
-    for _ in range(3):
+    for _ in range(9):
         (frozen(x) * 1e-3).sum().backward()
         optimizer.step()
     assert x.grad is not None
     assert x.grad.abs().max() > 0
     assert frozen.weight.grad is None
-    assert frozen.site.grad_scale.item() == 8
+    assert frozen.site.grad_scale.item() == 2**9
 
 
 def test_a_step_without_closure_and_with_one_are_alike() -> None:
@@ -170,13 +171,12 @@ def test_a_loss_scaler_sees_gradients_that_are_not_finite(bad: float, scaling: A
     prepare(model, recipes.sun2020(scaling=scaling))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    y = model(normal(3, 8))
     before = [p.detach().clone() for p in model[1].parameters()]
     g = torch.ones(3, 8)
     g[1, 2] = bad
     scaler.scale(torch.ones(()))  # what makes its state
     model[2].register_full_backward_pre_hook(lambda module, grads: (g,))
-    y.sum().backward()
+    model(normal(3, 8)).sum().backward()
     for k in (1, 2):
         assert not torch.isfinite(model[k].weight.grad).all()
     scaler.step(optimizer)
@@ -214,7 +214,8 @@ PEAKS = [  # of two ranks, and what the sum of their votes makes of the scale
 
 def _rank(rank: int, port: int) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    wait = datetime.timedelta(seconds=30)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=wait)
     layer, unused = linear(), linear()
     optimizer = optimizer_of(layer, unused)
     for *peaks, factor in PEAKS:

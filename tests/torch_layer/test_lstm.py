@@ -18,7 +18,7 @@ AMAX = replace(SUN, grad_input=Spec("radix4", scale="amax"), grad_weight=Spec("r
 FIXED = replace(SUN, grad_input=Spec("radix4", scale=2.0**-7), grad_weight=Spec("radix4_odd", scale=2.0**-7))
 
 
-def reference_of(lstm: Any, x: Any, dy: Any, scale: float = 1.0) -> dict[str, Any]:
+def reference_of(lstm: Any, products: Products, x: Any, dy: Any, scale: float = 1.0) -> dict[str, Any]:
     """Run layers and directions through the reference; time comes first."""
     p = dict(lstm.named_parameters())
     tails = ["", "_reverse"] if lstm.bidirectional else [""]
@@ -27,7 +27,7 @@ def reference_of(lstm: Any, x: Any, dy: Any, scale: float = 1.0) -> dict[str, An
         runs, ys = [], []
         for tail in tails:
             sites = [ref.Site(grad_scale=ref.GradScale(scale)) for _ in range(2)]
-            run = ref.Lstm(lstm.products, *sites)
+            run = ref.Lstm(products, *sites)
             names = [f"{name}_l{k}{tail}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
             y = run.forward(given[::-1] if tail else given, *(n(p[name]) for name in names))
             runs.append((run, names))
@@ -59,7 +59,7 @@ def test_the_step_equations(products: Products, both: bool, layers: int) -> None
     x, dy = normal(7, 3, 6).requires_grad_(), normal(7, 3, 10 if both else 5, seed=1)
     y = lstm(x)[0]
     y.backward(dy)
-    found = reference_of(lstm, n(x), n(dy), 64.0)
+    found = reference_of(lstm, products, n(x), n(dy), 64.0)
     near(y, found.pop("y"))
     near(x.grad, found.pop("x"), 1e-4)
     for name, want in found.items():

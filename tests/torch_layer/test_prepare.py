@@ -202,10 +202,10 @@ def test_depthwise_convolutions_stay_float_where_the_source_keeps_them() -> None
 def test_one_by_one_convolutions_in_fp8() -> None:
     model = T.Sequential(*(T.Conv2d(8, 8, k) for k in (3, 1, 3, 1)))
     prepare(model, recipes.sun2020(pointwise="fp8"))
-    grad = model[1].products.grad_input
+    grad = model[1].site.products.grad_input
     assert grad is not None
     assert grad.format.startswith("fp8")
-    assert model[2].products.grad_input.format == "radix4"
+    assert model[2].site.products.grad_input.format == "radix4"
     assert recipes.sun2020(grad_weight="fp8").inner.grad_weight.format.startswith("fp8")
     assert recipes.sun2020(grad_weight="fp8").inner.grad_input.format == "radix4"
 
