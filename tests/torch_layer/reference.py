@@ -27,6 +27,7 @@ _quiet = np.errstate(all="ignore")
 
 INTEGERS = {"int4", "int4_symmetric", "uint4", "int8", "int8_symmetric", "uint8", "ternary", "sign"}
 POWERS = {"radix4", "radix4_odd", "luq4"}  # integers times a power of two
+SIGNED = {"uint4": "int4_symmetric", "int4_symmetric": "int4_symmetric"}
 TILE = 16
 
 
@@ -87,18 +88,20 @@ def rounded(
         one = replace(spec, samples=1)
         draws = [rounded(x, one, axis, scale=scale, format=name, key=key.fold(i)) for i in range(spec.samples)]
         return replace(draws[0], values=np.mean([draw.values for draw in draws], axis=0))
+    block = spec.block_size or reference.get_format(name).default_block
+    along = None if block is None else axis % x.ndim
     groups = {
-        "tensor": (None, None),
+        "tensor": (along, block),
         "channel": (0, None),
         "token": (0, None),
         "tile": (None, None),
-        "block": (axis % x.ndim, spec.block_size or reference.get_format(name).default_block),
+        "block": (along, block),
     }[spec.per]
     options = reference.Options(scale=spec.scale if scale is None else scale, axis=groups[0], block_size=groups[1])
     if spec.rounding == "stochastic":
         options |= reference.Options(rounding="stochastic", key=key)
     grid, passes = reference.get_format(name), np.ones(x.shape, bool)
-    if np.isnan(x).any() and spec.per == "tensor":
+    if np.isnan(x).any() and block is None and spec.per == "tensor":
         return plain(x * np.float32(np.nan))
     if spec.per == "tile":
         return _tiled(x, name)
@@ -210,14 +213,16 @@ def multiplied(
 ) -> tuple[NDArray[np.float32], bool]:
     """Multiply values and scale afterwards, by fl32(s_a s_b), where the scales can be taken out of the sums.
 
-    Also tell whether this is so: then every bit is defined.
+    Scales of rows and columns are multiplied one after the other. Also tell whether this is so: then every bit is
+    defined.
     """
     if a.exact and b.exact and (forward or a.scale.size == b.scale.size == 1):
-        one = f32(a.scale)
-        two = f32(b.scale) if b.scale.ndim < 2 else np.swapaxes(b.scale, 0, 1)
-        total = f32(sums(a.values, b.values))
-        factor = f32(one.reshape(()) if one.size == 1 else one) * f32(two.reshape(()) if two.size == 1 else two)
-        return f32(total * factor), True
+        total, b_scale = f32(sums(a.values, b.values)), b.scale
+        if a.scale.size == b_scale.size == 1:
+            return f32(total * f32(a.scale * b_scale).reshape(())), True
+        if b_scale.ndim:
+            b_scale = np.swapaxes(b_scale, 0, 1)
+        return f32(f32(total * a.scale) * b_scale), True
     return f32(sums(a.real, b.real)), False
 
 
@@ -266,13 +271,9 @@ class Site:
 
     alpha: float | None = None
     signed: bool = False
+    """Whether the first batch had a negative number."""
     grad_scale: GradScale = field(default_factory=GradScale)
     grad_max: float | None = None
-
-    @property
-    def format(self) -> str:
-        """The format of a PACT input."""
-        return "int4_symmetric" if self.signed else "uint4"
 
 
 # --- Layers -----------------------------------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ class Product:
         if spec is None or spec.scale != "pact":
             return rounded(x, spec, 1, key=self._key("input"))
         assert site.alpha is not None
-        name = site.format if spec.format == "pact" else spec.format
+        name = SIGNED[spec.format] if site.signed else spec.format
         grid, alpha = reference.get_format(name), np.float32(site.alpha)
         found = rounded(x, spec, 1, scale=f32(alpha / np.float32(grid.reference)), format=name)
         low = -alpha if grid.values[0] < 0 else np.float32(0)

@@ -42,6 +42,7 @@ def run(layer: Any, x: Tensor, g: Tensor, seed: int = 1) -> tuple[Any, Tensor, T
     layer(x)  # the first batch chooses what PACT starts from
     if layer.site.grad_scale is not None:
         layer.site.grad_scale.fill_(GRAD_SCALE)
+    layer.zero_grad()
     key = call_key(seed)
     x = x.clone().requires_grad_()
     y = layer(x)

@@ -106,7 +106,7 @@ def test_attention() -> None:
 @pytest.mark.parametrize("signed", [False, True])
 def test_pact_is_the_derivative_of_a_clamp(signed: bool) -> None:
     x, w, g, alpha = normal(20, 6), normal(5, 6, seed=1), normal(20, 5, seed=2), 0.8125
-    product = ref.Product(products(input=spec("pact", scale="pact")), site=ref.Site(alpha, signed))
+    product = ref.Product(products(input=spec("uint4", scale="pact")), site=ref.Site(alpha, signed))
     product.forward(x, w)
     found = product.backward(g)
     tx, ta = leaves(x, np.array(alpha))

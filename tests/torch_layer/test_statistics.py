@@ -30,15 +30,18 @@ def gradients(products: Products, x: Tensor, w: Tensor, g: Tensor, draws: int) -
     return torch.stack(dx).double(), torch.stack(dw).double()
 
 
-def unbiased(draws: Tensor, exact: Tensor) -> None:
-    """The mean lies within five standard errors everywhere, and their squares are one on average."""
+def unbiased(draws: Tensor, exact: Tensor, step: float = 0.0) -> None:
+    """The mean lies within five standard errors everywhere, and their squares are one on average.
+
+    Numbers so small that no draw made them a `step` need only have had no great chance to be one.
+    """
     error, spread = draws.mean(0) - exact, draws.std(0) / len(draws) ** 0.5
     moves = spread > 1e-7 * exact.abs().max()
     assert moves.float().mean() > 0.5
     z = (error / spread)[moves]
     assert z.abs().max() < 5, z.abs().max()
     assert (z.square().mean() - 1).abs() < 0.5
-    assert (error[~moves].abs() < 1e-5 * exact.abs().max()).all()
+    assert (error[~moves].abs() <= 1e-5 * exact.abs().max() + 10 * step / len(draws)).all()
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -53,7 +56,7 @@ def test_luq_is_unbiased_with_the_variance_of_its_steps(samples: int) -> None:
     variance = (size - low) * (high - size) / samples
     for found, turn in ((dx, False), (dw, True)):
         own = found.transpose(1, 2) if turn else found
-        unbiased(own, g.double())
+        unbiased(own, g.double(), float(g.abs().max()) / 64)
         ratio = own.var(0).sum() / variance.sum()
         assert abs(ratio - 1) < 0.1
 
@@ -67,16 +70,19 @@ def test_luqs_products_are_unbiased() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["mxfp4", "nvfp4"])
-def test_block_recipes_have_unbiased_gradients(recipe: str) -> None:
-    """Stochastic gradients; where an operand's other factor is rounded to nearest, its own rounding is the truth."""
+def test_gradients_in_blocks_keep_the_mean(recipe: str) -> None:
+    """Rotated or not. E4M3 rounds nvfp4's scales to nearest; what then lies beyond 6 is clipped, as published."""
     p = RECIPES[recipe]().inner
-    assert p.grad_input is not None
-    assert p.grad_weight is not None
-    only = Products(None, None, p.grad_input, p.grad_weight, None, None, p.rotate_input, p.rotate_weight)
+    only = replace(FLOAT, **{k: getattr(p, k) for k in ("grad_input", "grad_weight", "rotate_input", "rotate_weight")})
     x, w, g = normal(64, 32), normal(64, 32, seed=1), normal(64, 64, seed=2)
-    dx, dw = gradients(only, x, w, g, 400)
-    unbiased(dx, g.double() @ w.double())
-    unbiased(dw, g.double().T @ x.double())
+    every = gradients(only, x, w, g, 400)
+    for found, exact in zip(every, (g.double() @ w.double(), g.double().T @ x.double()), strict=True):
+        if recipe == "mxfp4":
+            unbiased(found, exact)
+        else:
+            one, mean = ((e - exact).norm() / exact.norm() for e in (found[0], found.mean(0)))
+            assert mean < 0.02
+            assert one > 0.05
 
 
 def test_a_drawn_rotation_spreads_an_outlier() -> None:
