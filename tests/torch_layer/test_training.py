@@ -1,0 +1,283 @@
+"""The rest of a training script: seeds, threads, autocast, checkpointing, compilation, layouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import lowbit as lb
+from lowbit.torch import nn, prepare, recipes
+from torch_layer.layer_support import LUQ, RECIPES, SUN, equal_models, n, near, normal, step
+
+T = torch.nn
+
+
+def mlp(recipe: str = "luq") -> T.Sequential:
+    torch.manual_seed(0)
+    layers = T.Linear(16, 24), T.ReLU(), T.Linear(24, 24), T.ReLU(), T.Linear(24, 24), T.ReLU(), T.Linear(24, 3)
+    return prepare(T.Sequential(*layers), RECIPES[recipe]())
+
+
+def gradients(model: T.Module, x: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_seed_decides_everything(recipe: str) -> None:
+    model, x = mlp(recipe), normal(9, 16)
+    model(x)
+    found = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        found.append(gradients(model, x))
+    assert all(map(torch.equal, found[0], found[1]))
+    p = RECIPES[recipe]().inner
+    specs = (p.weight, p.input, p.grad_input, p.grad_weight, p.weight_again, p.input_again)
+    drawn = any(spec is not None and spec.rounding == "stochastic" for spec in specs)
+    assert all(map(torch.equal, found[0], found[2])) != drawn
+
+
+def test_two_backward_passes_of_one_forward_are_alike() -> None:
+    """The key is the forward call's."""
+    model, x = mlp(), normal(9, 16)
+    loss = model(x).square().sum()
+    loss.backward(retain_graph=True)
+    once = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    loss.backward()
+    assert all(torch.equal(a, p.grad) for a, p in zip(once, model.parameters(), strict=True))
+
+
+def test_nothing_is_drawn_when_nothing_is_stochastic() -> None:
+    torch.manual_seed(1)
+    model = mlp("sun2020")
+    state = torch.get_rng_state()
+    gradients(model, normal(9, 16))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit_of_integer_products(threads: int) -> None:
+    layers: list[Any] = [nn.Linear(700, 96, products=SUN), nn.Conv2d(16, 32, 3, padding=1, products=LUQ)]
+    before = torch.get_num_threads(), lb.get_num_threads()
+    try:
+        for layer, x in zip(layers, (normal(130, 700), normal(20, 16, 20, 20)), strict=True):
+            found = []
+            for count in (1, threads):
+                torch.set_num_threads(count)
+                lb.set_num_threads(count)
+                torch.manual_seed(0)
+                inner = x.clone().requires_grad_()
+                layer.zero_grad()
+                y = layer(inner)
+                y.backward(normal(*y.shape, seed=1))
+                found.append((y, inner.grad, layer.weight.grad))
+            assert all(map(torch.equal, *found))
+    finally:
+        torch.set_num_threads(before[0])
+        lb.set_num_threads(before[1])
+
+
+@pytest.mark.parametrize("k", [512, 4096])
+def test_the_largest_codes_do_not_overflow_exactness(k: int) -> None:
+    """Long sums of the largest products: 7 x 64, all of one sign but one in 3."""
+    layer = nn.Linear(8, 4, bias=False, products=SUN)
+    x, g = torch.ones(k, 8), torch.full((k, 4), 64.0)
+    x[::3] = -1
+    x[1] = 3 / 7
+    g[::5] = 1 / 64
+    layer.site.grad_scale.fill_(1.0)
+    layer(x).backward(g)
+    odd = torch.where(g == 64, 32.0, 1 / 128)
+    near(layer.weight.grad, n(odd).astype("f8").T @ n(x).astype("f8"), 2e-7)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("recipe", ["luq", "sun2020", "nvfp4"])
+def test_activation_checkpointing_gives_the_same_gradients(recipe: str, use_reentrant: bool) -> None:
+    x, found, scales = normal(9, 16), [], []
+    for again in (False, True):
+        model = mlp(recipe)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        model(x)
+        torch.manual_seed(3)
+        given = x.clone().requires_grad_()
+        y = checkpoint(model, given, use_reentrant=use_reentrant) if again else model(given)
+        y.square().sum().backward()
+        found.append([given.grad, *(p.grad for p in model.parameters())])
+        optimizer.step()
+        scales.append([b for name, b in model.named_buffers() if name.endswith("grad_scale")])
+    assert all(map(torch.equal, *found))
+    assert all(map(torch.equal, *scales))
+
+
+@pytest.mark.parametrize("recipe", ["sun2020", "luq", "int4_forward", "nvfp4"])
+def test_a_compiled_model_trains_like_the_eager_one(recipe: str) -> None:
+    torch._dynamo.reset()
+    models = [mlp(recipe), mlp(recipe)]
+    for model in models:
+        model(normal(8, 16))  # PACT starts
+    runs = [models[0], torch.compile(models[1], fullgraph=True, backend="aot_eager")]
+    losses = []
+    for model, run in zip(models, runs, strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        torch.manual_seed(4)
+        losses.append([step(run, optimizer, normal(8, 16, seed=k), normal(8, 3, seed=9)) for k in range(6)])
+    assert losses[0] == losses[1]
+    equal_models(*models)
+
+
+def test_autocast_decides_the_output() -> None:
+    layer = nn.Linear(16, 8, products=SUN)
+    x = normal(5, 16)
+    plain = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert (plain.dtype, y.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(y, plain.to(torch.bfloat16))  # products accumulate in float32, whatever comes out
+    g = normal(5, 8, seed=1).to(torch.bfloat16)
+    y.backward(g)
+    narrow = layer.weight.grad.clone()
+    assert narrow.dtype == torch.float32
+    layer.zero_grad()
+    plain.backward(g.float())
+    assert torch.equal(layer.weight.grad, narrow)  # a bfloat16 gradient is widened, not rounded again
+
+
+def test_autocast_of_a_whole_model() -> None:
+    model = mlp("sun2020")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = (model(normal(8, 16)) - normal(8, 3, seed=9)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["lstm", "attention", "conv"])
+def test_autocast_of_other_layers(kind: str) -> None:
+    x = normal(4, 3, 8)
+    layer: Any = {
+        "lstm": lambda: nn.LSTM(8, 8, products=SUN),
+        "attention": lambda: nn.MultiheadAttention(8, 2, products=SUN),
+        "conv": lambda: nn.Conv1d(3, 3, 3, products=SUN),
+    }[kind]()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x, x, x) if kind == "attention" else layer(x)
+    y = y if isinstance(y, Tensor) else y[0]
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_half_the_width(dtype: torch.dtype) -> None:
+    wide = nn.Linear(16, 8, products=SUN)
+    narrow = nn.Linear(16, 8, products=SUN).to(dtype)
+    narrow.load_state_dict(wide.state_dict())
+    wide.load_state_dict(narrow.state_dict())  # the same, rounded numbers
+    x = normal(5, 16).to(dtype)
+    y = narrow(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, wide(x.float()).to(dtype))
+    y.sum().backward()
+    assert narrow.weight.grad.dtype == dtype
+
+
+def test_layouts_change_no_number() -> None:
+    conv = nn.Conv2d(6, 8, 3, padding=1, products=LUQ)
+    x, g = normal(4, 6, 7, 7), normal(4, 8, 7, 7, seed=1)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        conv.zero_grad()
+        given = x.clone(memory_format=layout).requires_grad_()
+        conv(given).backward(g.clone(memory_format=layout))
+        found.append((conv.weight.grad, given.grad))
+    assert all(map(torch.equal, *found))
+    linear = nn.Linear(6, 8, products=LUQ)
+    found = []
+    for given in (x[:, :, 0].transpose(1, 2), x[:, :, 0].transpose(1, 2).contiguous()):
+        torch.manual_seed(0)
+        linear.zero_grad()
+        y = linear(given)
+        y.backward(normal(*y.shape))
+        found.append((y, linear.weight.grad))
+    assert all(map(torch.equal, *found))
+
+
+def test_channels_last_comes_out_as_it_went_in() -> None:
+    conv = nn.Conv2d(6, 8, 3, products=SUN)
+    y = conv(normal(4, 6, 7, 7).contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_flushed_subnormals_change_no_bit(flush: bool) -> None:
+    layer = nn.Linear(8, 8, bias=False, products=SUN)
+    x, g = normal(4, 8, scale=2.0**-130), normal(4, 8, seed=1)
+    layer.site.grad_scale.fill_(16.0)
+    want = layer(x)
+    assert torch.set_flush_denormal(flush) or not flush
+    try:
+        y = layer(x)
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(y, want)
+    y.backward(g)
+
+
+def test_no_grad_saves_and_draws_nothing() -> None:
+    model = mlp("luq")
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert model(normal(4, 16)).grad_fn is None
+    with torch.inference_mode():
+        model(normal(4, 16))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_packed_activations_are_a_sixth() -> None:
+    layer = nn.Linear(512, 8, products=SUN)
+    sizes: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    x = normal(1024, 512)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    weights = layer.weight.untyped_storage()
+    sizes.pop(weights.data_ptr(), None)
+    assert sum(sizes.values()) <= 0.16 * x.nbytes + weights.nbytes()
+
+
+def test_twice_differentiated_is_refused_or_right() -> None:
+    """Straight-through gradients have no second derivative: torch must say so, not give a wrong one."""
+    layer = nn.Linear(8, 4, products=SUN)
+    x = normal(3, 8).requires_grad_()
+    (dx,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentia|grad"):
+        dx.square().sum().backward()
+
+
+def test_the_recipes_fixed_power_is_a_gradscale_that_stands() -> None:
+    fixed, moving = (prepare(T.Linear(8, 8), recipes.sun2020(scaling=s)) for s in (2.0**5, "gradscale"))
+    moving.load_state_dict(fixed.state_dict(), strict=False)
+    moving.site.grad_scale.fill_(2.0**5)
+    for layer in (fixed, moving):
+        layer(normal(4, 8)).backward(normal(4, 8, seed=1))
+    assert torch.equal(fixed.weight.grad, moving.weight.grad)
+    assert fixed.weight.grad.any()
