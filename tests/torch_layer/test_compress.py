@@ -315,7 +315,7 @@ def test_operators() -> None:
 def test_bits_of_other_devices_are_the_same(n: int) -> None:
     mask = torch.rand(n) < 0.5
     packed = _bits.pack_bits(mask)
-    assert torch.equal(_bits._packed_plain(mask), packed)
+    assert torch.equal(_bits.packed_plain(mask), packed)
     assert torch.equal(_bits._unpacked_plain(packed, [n]), _bits.unpack_bits(packed, [n]))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowbit.torch import _product
+from lowbit.torch import _keys, _product
 from lowbit.torch._contract import Convolution
 from lowbit.torch._operands import Kept
 from lowbit.torch._product import Call, Saved
@@ -28,13 +28,19 @@ class Plan:
     products: Products
     text: str
     random: bool
+    forward_random: bool
     pact: bool
 
     @classmethod
     def of(cls, products: Products) -> Plan:
         """Look at products once."""
         pact = products.input is not None and products.input.scale == "pact"
-        return cls(products, products.text, products.random, pact)
+        forward = (products.weight, products.input)
+        return cls(products, products.text, products.random, any(s is not None and s.random for s in forward), pact)
+
+    def draws(self, training: bool) -> bool:
+        """Say whether a call draws a key; one that only its gradients would need waits for them, out of training."""
+        return self.forward_random or (self.random and training and torch.is_grad_enabled())
 
 
 def product(
@@ -52,7 +58,7 @@ def product(
 ) -> Tensor:
     """Multiply quantized operands, with quantized gradients; float32."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, bias, clip) if t is not None)
-    if torch.compiler.is_compiling():
+    if _keys.watched() or x.device.type == "meta":
         y, *_, seen = _forward_op(
             x, w, bias, clip, key, grad_scale, grad_max, record, plan.text, _listed(geometry), wanted, recording
         )
@@ -94,6 +100,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> _Gradients:
         x, w, key, *flat = ctx.saved_tensors
         grad_scale, grad_max, record, call, shape, dtype = ctx.rest
+        if key is None and call.products.random:
+            key = _keys.draw()
         needs = ctx.needs_input_grad[:4]
         grads = _product.backward(g, x, _saved(flat), w, key, grad_scale, grad_max, record, call, shape, needs)
         return (*_cast(grads, needs, dtype, w), *(None,) * 5)

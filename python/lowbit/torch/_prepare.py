@@ -97,7 +97,11 @@ def prepare(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, Site) for module in model.modules()):
         raise lb.Error("model: it is prepared already; prepare the float model (a copy of it, kept before)")
-    layers, others = _layers(model, [skip] if isinstance(skip, str | type) else list(skip))
+    skipped = [skip] if isinstance(skip, str | type) else list(skip)
+    for one in skipped:
+        if not isinstance(one, str) and not (isinstance(one, type) and issubclass(one, nn.Module)):
+            raise TypeError(f"skip: expected names, patterns or types of modules, got {one!r}")
+    layers, others = _layers(model, skipped)
     chosen = _chosen(layers, recipe)
     if others:
         listed = ", ".join(f"{name or 'the model'} ({type(module).__name__})" for name, module in others)
@@ -186,7 +190,7 @@ def _convert(module: nn.Module, products: Products, recipe: Recipe) -> None:
     elif isinstance(module, quantized.LSTM | quantized.MultiheadAttention):
         module.quantize(products, **state)
     else:
-        module.site = Site(products, **state)
+        module.site = Site(products, module.weight, **state)
     for site in module.modules():
         if isinstance(site, Site):
             site.train(module.training)
@@ -215,6 +219,8 @@ def param_groups(
     list of dict
         For ``torch.optim.SGD(param_groups(model, pact_decay=1e-4), lr=0.1)``.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     clips = [m.clip for m in model.modules() if isinstance(m, Site) and isinstance(m.clip, nn.Parameter)]
     known = {id(clip) for clip in clips}
     rest = [p for p in model.parameters() if id(p) not in known]

@@ -151,7 +151,11 @@ def forward(
         if call.geometry is None:
             y = matmul(xs.values, ws.values.t(), xs.steps, ws.steps)
         else:
-            y = call.geometry.forward(xs.values, ws.values, xs.steps, ws.steps)
+            # What goes in with channels last comes out so.
+            last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if last and not call.fixed else torch.contiguous_format
+            values = xs.values.contiguous(memory_format=layout)
+            y = call.geometry.forward(values, ws.values, xs.steps, ws.steps).contiguous(memory_format=layout)
         y = rescaled(y, xs, replace(ws, scale=_along(ws.scale, y)))
         if bias is not None:
             y += bias.detach().reshape(1, -1, *(1,) * (y.dim() - 2))
@@ -159,7 +163,7 @@ def forward(
             _note(record, _INPUT, flat, xs)
             _note(record, _WEIGHT, w, ws)
         if call.keep and p.input is not None and _clips(p.input):
-            mask = _codes.clip_bits(flat, *_input_bounds(p.input, x_kept.scale, clip), always=call.fixed)
+            mask = _codes.clip_bits(flat, *_bounds(p.input, x_kept.scale, clip), always=call.fixed)
         if not call.keep:
             x_kept, w_kept = nothing(), nothing()
         elif p.input_again is not None:
@@ -167,11 +171,6 @@ def forward(
             x_kept = encode(turned, p.input_again, axis=0, key=_fold(drawn, "input_again"))
         out = y if call.geometry is not None else y.reshape(*x.shape[:-1], w.shape[0])
         return out, (x_kept, mask, w_kept), record
-
-
-def _input_bounds(spec: Spec, scale: Tensor, clip: Tensor | None) -> tuple[float, float]:
-    # With scales of rows the widest counts; only `sign`, whose bound is 1, is used so.
-    return _bounds(spec, scale.amax(), clip)
 
 
 def _turned(x: Tensor, turn: Rotation | None, axis: int, key: lb.Key | None) -> Tensor:
@@ -293,7 +292,7 @@ def backward(
                 dw = geometry.grad_weight(w.shape, for_weight.values, xs.values, for_weight.steps, xs.steps)
             dw = rescaled(dw, for_weight, xs)
             if p.weight is not None and _clips(p.weight):
-                bits = _codes.clip_bits(w, *_bounds(p.weight, w_kept.scale.amax(), None), always=False)
+                bits = _codes.clip_bits(w, *_bounds(p.weight, w_kept.scale, None), always=False)
                 dw = dw.contiguous()
                 _codes.take_outside(dw, bits)
             for_input = for_input or for_weight

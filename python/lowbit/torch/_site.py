@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import lowbit as lb
+from lowbit.torch import _keys
 from lowbit.torch._autograd import Plan, product
 from lowbit.torch._contract import Convolution
 from lowbit.torch._product import SLOTS
@@ -31,6 +32,8 @@ class Site(nn.Module):
     Parameters
     ----------
     products : Products
+    weight : Parameter
+        The weight that is multiplied: an optimizer's step is this site's if the optimizer has it.
     pact_init : float, optional
         Where the clip of PACT starts. None: at the largest magnitude of the first training batch.
     grad_scale : float
@@ -55,8 +58,14 @@ class Site(nn.Module):
     grad_max: Tensor | None
     record: Tensor
 
-    def __init__(self, products: Products, *, pact_init: float | None = None, grad_scale: float = 1.0) -> None:
+    def __init__(
+        self, products: Products, weight: Tensor, *, pact_init: float | None = None, grad_scale: float = 1.0
+    ) -> None:
         super().__init__()
+        if not isinstance(products, Products):
+            raise TypeError(f"products: expected lowbit.torch.Products, got {type(products).__name__}")
+        # In a list, so that it is not a parameter of this module too.
+        self._weight = [weight]
         self.products = products
         self.recording = False
         rules = {spec.scale for _, spec in products.specs()}
@@ -69,7 +78,6 @@ class Site(nn.Module):
         self.register_buffer("grad_max", torch.tensor(0.0) if "hindsight" in rules else None)
         # Not a buffer: what one rank has seen since the last step is no other's.
         self.record = torch.zeros(len(SLOTS))
-        self._weight: weakref.ref[Tensor] | None = None
         self._clip_in_optimizer = False
         self._stepped = False
         self._order = next(_ORDER)
@@ -77,12 +85,8 @@ class Site(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._weight = None
         self._order = next(_ORDER)
         _SITES.add(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_weight": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -111,8 +115,12 @@ class Site(nn.Module):
 
         `owner` is the parameter that `w` is a part of.
         """
+        device = x.device.type
+        cast = _autocast(device)
         if not x.is_floating_point():
-            raise TypeError(f"input: expected a float tensor, got {x.dtype}")
+            raise TypeError(f"input: expected a float tensor, got dtype {x.dtype}")
+        if x.dtype != w.dtype and cast is None:
+            raise TypeError(f"input: its dtype is {x.dtype}, the weight's {w.dtype}; cast one, or use torch.autocast")
         if self.training:
             self._see(w if owner is None else owner)
         plan = self._plan if self.clip is None or self._sign != _UNKNOWN else self._first(x)
@@ -122,7 +130,7 @@ class Site(nn.Module):
             bias,
             self.clip if plan.pact else None,
             # As dropout does: of torch's generator, outside of the operation.
-            torch.randint(-(1 << 63), (1 << 63) - 1, (2,), dtype=torch.int64) if plan.random else None,
+            _keys.draw() if plan.draws(self.training) else None,
             self.grad_scale,
             self.grad_max,
             self.record if self.training or self.recording else torch.zeros(len(SLOTS)),
@@ -130,8 +138,7 @@ class Site(nn.Module):
             geometry,
             self.recording,
         )
-        device = x.device.type
-        return y.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
+        return y.to(x.dtype if cast is None else cast)
 
     def start(self, clip: float, *, signed: bool) -> None:
         """Set PACT's clip and whether it holds negative numbers, as the first batch would."""
@@ -146,6 +153,8 @@ class Site(nn.Module):
         """Start PACT by its first batch: signed if that was negative anywhere."""
         if torch.compiler.is_compiling():
             raise RuntimeError("PACT's clips start at the first batch: run one before torch.compile")
+        if x.device.type == "meta" or _keys.watched():
+            return Plan.of(_signed(self.products, True))
         low, high = torch.aminmax(x.detach()) if x.numel() else (torch.zeros(()), torch.zeros(()))
         top = float(max(-low, high))
         if self.training and 0 < top < math.inf:
@@ -155,11 +164,11 @@ class Site(nn.Module):
         return Plan.of(_unclipped(self.products, bool(low < 0)))
 
     def _see(self, w: Tensor) -> None:
-        """Remember the weight, by which an optimizer is known; complain of a clip that none has."""
+        """Notice another weight in the old one's place; complain of a clip that no optimizer has."""
         if torch.compiler.is_compiling():
             return
-        if self._weight is None or self._weight() is not w:
-            self._weight = weakref.ref(w)
+        if self._weight[0] is not w:
+            self._weight = [w]
         if self._stepped and not self._clip_in_optimizer and self.clip is not None and self.clip.requires_grad:
             self._clip_in_optimizer = True
             warnings.warn(
@@ -199,6 +208,13 @@ class Site(nn.Module):
         self.record[-1] = 0.0
 
 
+def _autocast(device: str) -> torch.dtype | None:
+    """Give the dtype that autocast is on with."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def _narrow(x: Tensor) -> Tensor:
     """Round float64 to float32, as everywhere in lowbit."""
     return x.to(torch.float32) if x.dtype == torch.float64 else x
@@ -231,10 +247,10 @@ def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     sites = []
     # In the order in which they were made, which is the same on every rank.
     for site in sorted(_SITES, key=lambda site: site._order):
-        weight = None if site._weight is None else site._weight()
+        weight = site._weight[0]
         if site.clip is not None and id(site.clip) in moved:
             site._clip_in_optimizer = True
-        if weight is not None and (id(weight) in moved or not weight.requires_grad):
+        if id(weight) in moved or not weight.requires_grad:
             site._stepped = True
             sites.append(site)
     scaled = [site for site in sites if site.grad_scale is not None]

@@ -89,6 +89,15 @@ class Spec:
             raise lb.Error("momentum: goes with scale='hindsight', which needs it (a number from 0 to 1)")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise lb.Error(f"momentum: {self.momentum} is not from 0 up to 1")
+        if self.gradient == "clip" and self.per != "tensor" and fmt.name != "sign":
+            raise lb.Error(f"gradient: 'clip' wants one clip for all numbers, not one {self.per} at a time")
+        if self.block_size is not None:
+            if isinstance(self.block_size, bool) or not isinstance(self.block_size, int):
+                raise TypeError(f"block_size: expected an int, got {type(self.block_size).__name__}")
+            if self.block_size < 1 or not (self.per == "block" or fmt.default_block) or fmt.scale_format is not None:
+                raise lb.Error(
+                    f"block_size: {self.block_size} goes with per='block', from 1, in formats without a block of their own"
+                )
         if self.per == "tile" and (
             fmt.default_block is None or math.isqrt(fmt.default_block) ** 2 != fmt.default_block
         ):
@@ -129,6 +138,8 @@ class Rotation:
     fixed: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.block, bool) or not isinstance(self.block, int):
+            raise TypeError(f"block: expected an int, got {type(self.block).__name__}")
         if self.block < 2 or self.block & (self.block - 1):
             raise lb.Error(f"block: {self.block} is not a power of two from 2")
 

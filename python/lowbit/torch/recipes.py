@@ -34,7 +34,7 @@ _FP8, _FP8_GRAD = Spec("fp8_e4m3", scale="amax"), Spec("fp8_e5m2", scale="amax")
 
 def float32() -> Recipe:
     """Quantize nothing: what others are compared with."""
-    return Recipe("float32", Products(), Products(), Products(), depthwise=True)
+    return Recipe("float32", Products(), Products(), Products(), depthwise=True, source="IEEE 754")
 
 
 def int4_rescaled() -> Recipe:
@@ -108,6 +108,8 @@ def sun2020(
             raise lb.Error(f"{name}: {option!r} is neither None nor 'fp8'")
     if isinstance(scaling, str) and scaling not in ("gradscale", "amax"):
         raise lb.Error(f"scaling: {scaling!r} is none of 'gradscale', 'amax', or a number")
+    if not isinstance(scaling, str) and not (isinstance(scaling, float | int) and 2.0**-126 <= scaling <= 2.0**126):
+        raise lb.Error(f"scaling: {scaling!r} is not a number from 2**-126 to 2**126")
     scale = scaling if isinstance(scaling, str) else 1.0 / scaling
     even = Spec(formats[base], scale=scale, rounding=rounding)
     odd = replace(even, format="radix4_odd") if phases == 2 and base == 4 else even
@@ -128,6 +130,8 @@ def luq(*, samples: int = 1, hindsight: float | None = None, as_published: bool 
     as_published : bool
         The authors' code scales by max / 128: a zero and eight magnitudes, which are 17 numbers and not 4 bits.
     """
+    if hindsight is not None and not 0 <= hindsight < 1:
+        raise lb.Error(f"hindsight: {hindsight!r} is not a number from 0 up to 1")
     signal = Spec("int4_symmetric", scale="sawb", gradient="clip")
     powers = [sign * 2.0**i for i in range(8) for sign in (-1, 1)]
     grid = lb.table_format(sorted([0.0, *powers])).name if as_published else "luq4"
@@ -199,4 +203,4 @@ def lp(format: str | lb.Format) -> Recipe:
     name = lb.get_format(format).name
     signal, noisy = Spec(name), Spec(name, rounding="stochastic")
     inner = Products(signal, signal, noisy, noisy)
-    return Recipe(f"lp({name})", inner, inner, inner, depthwise=True)
+    return Recipe(f"lp({name})", inner, inner, inner, depthwise=True, source=lb.get_format(name).source)

@@ -41,11 +41,13 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def quantize(self, products: Products, **state: Any) -> None:
         """Give every projection its site."""
-        self.site = Site(products, **state)
+        packed = self.in_proj_weight if self._qkv_same_embed_dim else self.q_proj_weight
+        self.site = Site(products, packed, **state)
         if not self._qkv_same_embed_dim:
-            self.key_site, self.value_site = Site(products, **state), Site(products, **state)
+            self.key_site = Site(products, self.k_proj_weight, **state)
+            self.value_site = Site(products, self.v_proj_weight, **state)
         self.out_proj.__class__ = Linear  # type: ignore[assignment]  # it is an nn.Linear
-        self.out_proj.site = Site(products, **state)
+        self.out_proj.site = Site(products, self.out_proj.weight, **state)
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
@@ -155,7 +157,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         cast(MultiheadAttention, self.self_attn).quantize(products, pact_init=pact_init, grad_scale=grad_scale)
         for linear in (self.linear1, self.linear2):
             linear.__class__ = Linear
-            linear.site = Site(products, pact_init=pact_init, grad_scale=grad_scale)
+            linear.site = Site(products, linear.weight, pact_init=pact_init, grad_scale=grad_scale)
         self.keep_from_fused()
 
     def keep_from_fused(self) -> None:

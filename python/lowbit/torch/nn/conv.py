@@ -7,7 +7,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lowbit as lb
 from lowbit.torch._contract import Convolution
 from lowbit.torch._site import Site
 from lowbit.torch._spec import Products
@@ -16,10 +15,9 @@ from lowbit.torch._spec import Products
 def _convolve(layer: Conv1d | Conv2d, input: Tensor) -> Tensor:
     """Pad as the layer says, then multiply, then add the bias."""
     dims = layer.weight.dim() - 2
-    if input.dim() not in (dims + 1, dims + 2) or input.shape[-dims - 1] != layer.in_channels:
-        raise lb.Error(
-            f"input: shape {tuple(input.shape)} is not ([n,] {layer.in_channels}, {', '.join(['...'] * dims)})"
-        )
+    if input.dim() not in (dims + 1, dims + 2):
+        # Of torch's kind, which is what a caller of a layer expects.
+        raise RuntimeError(f"input: expected {dims + 1} or {dims + 2} dimensions, got shape {tuple(input.shape)}")
     x = input if input.dim() == dims + 2 else input.unsqueeze(0)
     padding: tuple[int, ...] | str = layer.padding
     if isinstance(padding, str) or layer.padding_mode != "zeros":
@@ -56,7 +54,7 @@ class Conv2d(nn.Conv2d):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.site = Site(products, pact_init=pact_init, grad_scale=grad_scale)
+        self.site = Site(products, self.weight, pact_init=pact_init, grad_scale=grad_scale)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ([n,] channels, height, width)."""
@@ -77,7 +75,7 @@ class Conv1d(nn.Conv1d):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.site = Site(products, pact_init=pact_init, grad_scale=grad_scale)
+        self.site = Site(products, self.weight, pact_init=pact_init, grad_scale=grad_scale)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ([n,] channels, length)."""

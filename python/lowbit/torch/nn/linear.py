@@ -46,7 +46,7 @@ class Linear(nn.Linear):
         **state: Any,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.site = Site(products, **state)
+        self.site = Site(products, self.weight, **state)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer to (..., in_features)."""

@@ -46,7 +46,8 @@ class LSTM(nn.LSTM):
         for layer in range(self.num_layers):
             for end in self._ends():
                 for kind in ("ih", "hh", "hr") if self.proj_size else ("ih", "hh"):
-                    self.sites[f"{kind}_l{layer}{end}"] = Site(products, **state)
+                    weight = getattr(self, f"weight_{kind}_l{layer}{end}")
+                    self.sites[f"{kind}_l{layer}{end}"] = Site(products, weight, **state)
                 cast(Site, self.sites[f"hh_l{layer}{end}"]).start(state.get("pact_init") or 1.0, signed=True)
 
     def _ends(self) -> tuple[str, ...]:
@@ -113,7 +114,9 @@ class LSTM(nn.LSTM):
         self, x: Tensor, sizes: list[int], h: Tensor, c: Tensor, name: str, *, reverse: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run one layer one way."""
-        from_input = self._product("ih", name, x).split(sizes)
+        every = self._product("ih", name, x)
+        # Autocast's dtype, where it is on.
+        from_input, h, c = every.split(sizes), h.to(every.dtype), c.to(every.dtype)
         outputs: list[Tensor] = [x] * len(sizes)
         for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
             n = sizes[t]
