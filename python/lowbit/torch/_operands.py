@@ -55,7 +55,7 @@ def groups(spec: Spec, axis: int) -> dict[str, int | None]:
     """Say which numbers share a scale."""
     fmt = lb.get_format(spec.format)
     if spec.in_blocks:
-        own = None if fmt.scale_format is not None else fmt.default_block or 32
+        own = None if fmt.scale_format is not None else fmt.default_block
         return {"axis": axis, "block_size": spec.block_size or own}
     return {"axis": 0 if spec.per in ("channel", "token") else None, "block_size": None}
 

@@ -366,7 +366,7 @@ def _sizes(
     scales = [1] * len(shape)
     if spec.in_blocks:
         scales = list(shape)
-        scales[axis] = -(-shape[axis] // (spec.block_size or fmt.default_block or 32))
+        scales[axis] = -(-shape[axis] // (spec.block_size or fmt.default_block or 1))
     elif spec.per in ("token", "channel"):
         scales[0] = shape[0]
     packed = like.new_empty((math.prod(shape) * fmt.bits + 7) // 8, dtype=torch.uint8)

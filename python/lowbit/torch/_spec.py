@@ -39,7 +39,7 @@ class Spec:
         run of `block_size` numbers along the axis that the product sums over; a square of a weight, whose side is the
         root of the format's block. Formats with a block of their own are always in blocks.
     block_size : int, optional
-        For ``"block"``; default the format's own, else 32.
+        For ``"block"``; default the format's own.
     rounding : {"nearest", "stochastic"}
     samples : int
         Gradients: the mean of so many independent stochastic roundings (the SMP of arXiv:2112.10769).
@@ -89,6 +89,8 @@ class Spec:
             raise lb.Error("momentum: goes with scale='hindsight', which needs it (a number from 0 to 1)")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise lb.Error(f"momentum: {self.momentum} is not from 0 up to 1")
+        if self.per == "block" and self.block_size is None and fmt.default_block is None:
+            raise lb.Error(f"block_size: per='block' needs one, since {fmt.name} has no block of its own")
         if self.gradient == "clip" and self.per != "tensor" and fmt.name != "sign":
             raise lb.Error(f"gradient: 'clip' wants one clip for all numbers, not one {self.per} at a time")
         if self.block_size is not None:

@@ -6,6 +6,7 @@ accumulated in float32 (the papers': FP16 or FP32).
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -108,8 +109,8 @@ def sun2020(
             raise lb.Error(f"{name}: {option!r} is neither None nor 'fp8'")
     if isinstance(scaling, str) and scaling not in ("gradscale", "amax"):
         raise lb.Error(f"scaling: {scaling!r} is none of 'gradscale', 'amax', or a number")
-    if not isinstance(scaling, str) and not (isinstance(scaling, float | int) and 2.0**-126 <= scaling <= 2.0**126):
-        raise lb.Error(f"scaling: {scaling!r} is not a number from 2**-126 to 2**126")
+    if not isinstance(scaling, str) and (not 2.0**-126 <= scaling <= 2.0**126 or math.frexp(scaling)[0] != 0.5):
+        raise lb.Error(f"scaling: {scaling!r} is not a power of two from 2**-126 to 2**126")
     scale = scaling if isinstance(scaling, str) else 1.0 / scaling
     even = Spec(formats[base], scale=scale, rounding=rounding)
     odd = replace(even, format="radix4_odd") if phases == 2 and base == 4 else even
