@@ -52,6 +52,35 @@ fn inside_chunk(level: Level, x: &View<'_>, low: f32, high: f32, range: Range<us
     )
 }
 
+/// Makes every number of `y` zero whose number of `x` is outside `low..=high`.
+pub fn keep_inside(y: &mut [f32], x: &View<'_>, low: f32, high: f32) -> Result<()> {
+    let (n, level) = (x.len(), Level::current());
+    if y.len() != n {
+        return Err(Error::argument("y", format!("{} numbers beside {n}", y.len())));
+    }
+    let y = Shared::new(y);
+    parallel::for_each(n.div_ceil(CHUNK), |chunk| {
+        let range = chunk * CHUNK..n.min((chunk + 1) * CHUNK);
+        // SAFETY: chunks are disjoint, and `y` is borrowed until `for_each` returns.
+        let y = unsafe { y.part(range.clone()) };
+        level.run(
+            #[inline(always)]
+            || {
+                let mut gathered = [0.0_f32; TILE];
+                for (start, y) in range.step_by(TILE).zip(y.chunks_mut(TILE)) {
+                    let x = x.read(start..start + y.len(), &mut gathered);
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        // All ones or none: a NaN of y goes too.
+                        let kept = (u32::from(x >= low) & u32::from(x <= high)).wrapping_neg();
+                        *y = f32::from_bits(y.to_bits() & kept);
+                    }
+                }
+            },
+        );
+    });
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +99,22 @@ mod tests {
                 for (i, want) in want.iter().enumerate() {
                     assert_eq!(bits[i / 8] >> (i % 8) & 1 == 1, *want, "bit {i} of {n} at {level:?}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_outside_becomes_zero() {
+        let x: Vec<f32> =
+            (0..1700_i16).map(|i| if i % 97 == 0 { f32::NAN } else { f32::from(i % 23) - 11.0 }).collect();
+        for level in Level::supported() {
+            level.set();
+            let mut y: Vec<f32> = (0..1700_i16).map(|i| if i % 31 == 0 { f32::NAN } else { f32::from(i) }).collect();
+            let before = y.clone();
+            keep_inside(&mut y, &View::from_slice(&x), -3.0, 5.0).expect("as long as each other");
+            for ((x, y), before) in x.iter().zip(&y).zip(&before) {
+                let want = if (-3.0..=5.0).contains(x) { *before } else { 0.0 };
+                assert_eq!(y.to_bits(), want.to_bits(), "beside {x} at {level:?}");
             }
         }
     }

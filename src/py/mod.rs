@@ -38,8 +38,8 @@ mod _core {
     use super::onebit::{onebit_decode, onebit_encode, onebit_noise, onebit_pairs};
     #[pymodule_export]
     use super::quantize::{
-        clip_bits, dequantize, fake_quantize, pack, pack_three, quantize, round_with_words, scale_codes, scale_values,
-        unpack, unpack_three,
+        clip_bits, dequantize, fake_quantize, keep_inside, pack, pack_three, quantize, round_with_words, scale_codes,
+        scale_values, unpack, unpack_three,
     };
     #[pymodule_export]
     use super::{cpu_level, cpu_levels, get_num_threads, random_bits, set_cpu_level, set_num_threads};

@@ -1,6 +1,9 @@
 //! `quantize`, `dequantize`, `fake_quantize`, `pack`, `unpack`: arguments checked and handed on.
 
-use numpy::{PyArray1, PyArrayDescr, PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{
+    PyArray1, PyArrayDescr, PyArrayDescrMethods, PyReadonlyArray1, PyReadwriteArray1, PyUntypedArray,
+    PyUntypedArrayMethods,
+};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
@@ -283,6 +286,20 @@ pub(super) fn pack<'py>(
         let codes = slice_of::<u16>("codes", codes)?;
         Ok(py.detach(|| packing::pack(codes, bits, out))?)
     })
+}
+
+/// Zeros in `y` where `x` is outside `low..=high`.
+#[pyfunction]
+pub(super) fn keep_inside(
+    py: Python<'_>,
+    mut y: PyReadwriteArray1<'_, f32>,
+    x: &Bound<'_, PyUntypedArray>,
+    low: f32,
+    high: f32,
+) -> PyResult<()> {
+    let x = Input::new("x", x)?.view;
+    let y = y.as_slice_mut().map_err(|_| Reason::argument("y", "it is not contiguous"))?;
+    Ok(py.detach(|| crate::clip::keep_inside(y, &x, low, high))?)
 }
 
 /// A bit for each number of `low..=high`, and how many others there are.

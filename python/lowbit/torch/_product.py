@@ -292,9 +292,8 @@ def backward(
                 dw = geometry.grad_weight(w.shape, for_weight.values, xs.values, for_weight.steps, xs.steps)
             dw = rescaled(dw, for_weight, xs)
             if p.weight is not None and _clips(p.weight):
-                bits = _codes.clip_bits(w, *_bounds(p.weight, w_kept.scale, None), always=False)
                 dw = dw.contiguous()
-                _codes.take_outside(dw, bits)
+                _codes.keep_inside(dw, w, *_bounds(p.weight, w_kept.scale, None))
             for_input = for_input or for_weight
         if mask.numel() and dx.numel():
             dx = dx.contiguous()
