@@ -72,7 +72,8 @@ def encode(x: Tensor, codec: Codec, *, key: KeyLike | None = None, sender: Suppo
         if known is None:
             _messages._words(None, codec)
     kind, parameters = _wire(codec)
-    return _encode(x.detach(), kind, parameters, known, _keys.signed(_arguments.sender(sender)))
+    message: Tensor = _encode(x.detach(), kind, parameters, known, _keys.signed(_arguments.sender(sender)))
+    return message
 
 
 def decode(message: Tensor, *, key: KeyLike | None = None, shape: Sequence[int] | None = None) -> Tensor:
@@ -113,7 +114,8 @@ def decode(message: Tensor, *, key: KeyLike | None = None, shape: Sequence[int] 
         raise TypeError(f"message: expected a torch.Tensor, got {type(message).__name__}")
     if message.dtype is not torch.uint8 or message.ndim != 1:
         raise TypeError(f"message: expected one dimension of uint8, got {message.ndim} of {message.dtype}")
-    return _decode(message, _keys.of(key, private=False), None if shape is None else list(shape))
+    y: Tensor = _decode(message, _keys.of(key, private=False), None if shape is None else list(shape))
+    return y
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -132,7 +134,7 @@ def _encode(x: Tensor, kind: int, parameters: Sequence[int], key: Tensor | None,
 
 
 @_encode.register_fake
-def _(x: Tensor, kind: int, parameters: Sequence[int], key: Tensor | None, sender: int) -> Tensor:
+def _(x: Tensor, kind: int, parameters: Sequence[int], key: Tensor | None, sender: int) -> Tensor:  # noqa: ARG001
     codec, n = _CODECS[kind]._read(bytes(parameters)), x.numel()
     if isinstance(n, int) and isinstance(codec._payload(max(n, 1)), int):
         # As long as that of any other numbers: of one that lies in the codec's interval, everywhere.
@@ -157,7 +159,7 @@ def _decode(message: Tensor, key: Tensor | None, shape: Sequence[int] | None) ->
 
 
 @_decode.register_fake
-def _(message: Tensor, key: Tensor | None, shape: Sequence[int] | None) -> Tensor:
+def _(message: Tensor, key: Tensor | None, shape: Sequence[int] | None) -> Tensor:  # noqa: ARG001
     if shape is None:
         raise _core.Error("shape: a graph needs it before there is a message; give decode(..., shape=...)")
     return message.new_empty(shape, dtype=torch.float32)

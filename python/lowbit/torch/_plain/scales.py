@@ -72,7 +72,7 @@ def _of_mean(rows: Tensor, grid: Grid) -> Scales:
     return Scales(_safe(_mean(rows), _zeros(grid)))
 
 
-def _twn(rows: Tensor, grid: Grid) -> Scales:
+def _twn(rows: Tensor, grid: Grid) -> Scales:  # noqa: ARG001
     size = rows.abs()
     threshold = f32(0.7 * _mean(rows))
     above = size > threshold[:, None]
@@ -118,7 +118,7 @@ def _tensor_scale(x: Tensor, grid: BlockFormat, rule: str) -> Tensor:
 
 
 def _e4m3(rows: Tensor, grid: BlockFormat, rule: str, tensor: Tensor) -> Scales:
-    """ "amax", and "four_over_six" (arXiv:2512.02010): in each block the better of two largest values."""
+    """Take the rule "amax", or "four_over_six" (arXiv:2512.02010): in each block the better of two largest values."""
     amax = _largest(rows)
 
     def scale_for(largest: float) -> Tensor:
