@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +47,6 @@ def plain() -> Iterator[None]:
         ops.use_plain(False)
 
 
-def numbers(shape: tuple[int, ...], seed: int = 0, **options: Any) -> torch.Tensor:
+def numbers(shape: tuple[int, ...], seed: int = 0, *, requires_grad: bool = False) -> torch.Tensor:
     """Normal numbers."""
-    return torch.from_numpy(support.normal(int(np.prod(shape)), seed).reshape(shape)).to(**options)
+    return torch.from_numpy(support.normal(int(np.prod(shape)), seed).reshape(shape)).requires_grad_(requires_grad)

@@ -22,6 +22,7 @@ def f32(z: Tensor) -> Tensor:
 
 def widen(x: Tensor) -> Tensor:
     """Give the numbers of a tensor, rounded to float32."""
+    x = x.detach().resolve_neg()
     if x.dtype is torch.float64:
         return f32(x)
     if x.dtype is torch.float16:
