@@ -23,7 +23,9 @@ KEY = lb.Key(7)
 EDEN, QUICFL = lb.Eden(1), lb.QuicFl(1)
 
 
-def rounding(scale: Any = None, *, offset: Any = None, key: Any = None, mode: str = "nearest", **more: Any) -> list[Any]:
+def rounding(
+    scale: Any = None, *, offset: Any = None, key: Any = None, mode: str = "nearest", **more: Any
+) -> list[Any]:
     """The arguments of an operator that say how."""
     rule, numbers = (scale, None) if scale is None or isinstance(scale, str) else (None, torch.tensor(scale))
     offset = None if offset is None else torch.tensor(offset)
