@@ -177,8 +177,8 @@ def test_float32_arithmetic_in_float64() -> None:
         (x + x.flip(0), wide + some),
         (x / x.flip(0), wide / some),
     ]:
-        wanted = torch.where(torch.isnan(wanted), torch.nan, wanted)
-        assert_same(floats.narrow(floats.f32(got), torch.float32), wanted)
+        canonical = torch.where(torch.isnan(wanted), torch.nan, wanted)
+        assert_same(floats.narrow(floats.f32(got), torch.float32), canonical)
     for dtype in (torch.bfloat16, torch.float16):
         wanted = x.to(dtype)
         assert_same(floats.narrow(wide, dtype), torch.where(torch.isnan(wanted), torch.nan, wanted))

@@ -26,9 +26,8 @@ def assert_same(got: torch.Tensor, want: torch.Tensor, what: object = "") -> Non
     wrong = (bits(got) != bits(want)).flatten().nonzero()
     if len(wrong):
         i = int(wrong[0])
-        raise AssertionError(
-            f"{what}: {len(wrong)} of {got.numel()} differ, first at {i}: {got.flatten()[i]}, wanted {want.flatten()[i]}"
-        )
+        first = f"first at {i}: {got.flatten()[i]}, wanted {want.flatten()[i]}"
+        raise AssertionError(f"{what}: {len(wrong)} of {got.numel()} differ, {first}")
 
 
 def to_numpy(t: torch.Tensor) -> np.ndarray:

@@ -59,7 +59,7 @@ def encode(x: Tensor, codec: Codec, *, key: KeyLike | None = None, sender: Suppo
     >>> x = torch.linspace(-1, 1, 10_000)
     >>> message = ops.encode(x, lb.Eden(1), key=lb.Key(1234).fold("round", 7))
     >>> message.dtype, len(message)
-    (torch.uint8, 1376)
+    (torch.uint8, 1392)
     >>> ops.decode(message, key=lb.Key(1234).fold("round", 7)).shape
     torch.Size([10000])
     """
@@ -134,7 +134,7 @@ def _encode(x: Tensor, kind: int, parameters: Sequence[int], key: Tensor | None,
 
 
 @_encode.register_fake
-def _(x: Tensor, kind: int, parameters: Sequence[int], key: Tensor | None, sender: int) -> Tensor:  # noqa: ARG001
+def _(x: Tensor, kind: int, parameters: Sequence[int], key: Tensor | None, sender: int) -> Tensor:
     codec, n = _CODECS[kind]._read(bytes(parameters)), x.numel()
     if isinstance(n, int) and isinstance(codec._payload(max(n, 1)), int):
         # As long as that of any other numbers: of one that lies in the codec's interval, everywhere.
@@ -159,7 +159,7 @@ def _decode(message: Tensor, key: Tensor | None, shape: Sequence[int] | None) ->
 
 
 @_decode.register_fake
-def _(message: Tensor, key: Tensor | None, shape: Sequence[int] | None) -> Tensor:  # noqa: ARG001
+def _(message: Tensor, key: Tensor | None, shape: Sequence[int] | None) -> Tensor:
     if shape is None:
         raise _core.Error("shape: a graph needs it before there is a message; give decode(..., shape=...)")
     return message.new_empty(shape, dtype=torch.float32)

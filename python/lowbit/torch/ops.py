@@ -98,7 +98,7 @@ def fake_quantize(
     tensor([1., 1., 0.])
     >>> _ = torch.manual_seed(0)
     >>> ops.fake_quantize(torch.full((6,), 0.3), "int4", scale=1.0, rounding="stochastic")
-    tensor([0., 0., 0., 1., 0., 1.])
+    tensor([0., 0., 1., 0., 1., 0.])
     """
     if gradient not in ("pass", "clip"):
         _arguments.choice(gradient, "gradient", ("pass", "clip"))

@@ -66,7 +66,7 @@ def _nan_where(t: Tensor, value: Tensor) -> Tensor:
 
 
 @singledispatch
-def rounded(grid: Grid, t: Tensor, words: Tensor | None) -> Tensor:  # noqa: ARG001
+def rounded(grid: Grid, t: Tensor, words: Tensor | None) -> Tensor:
     """Round to a number of the grid."""
     raise AssertionError(f"{grid.name}: a {type(grid).__name__} has no rounding in torch operations")
 
@@ -82,7 +82,7 @@ def _(grid: Integer, t: Tensor, words: Tensor | None) -> Tensor:
 
 
 @rounded.register(Sign)
-def _(grid: Sign, t: Tensor, words: Tensor | None) -> Tensor:  # noqa: ARG001
+def _(grid: Sign, t: Tensor, words: Tensor | None) -> Tensor:
     up = t >= 0
     if words is not None:
         up = (t >= 1) | _below(words, f32(t.clamp(-1, 1) + 1.0) * 0.5)

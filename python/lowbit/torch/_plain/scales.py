@@ -72,7 +72,7 @@ def _of_mean(rows: Tensor, grid: Grid) -> Scales:
     return Scales(_safe(_mean(rows), _zeros(grid)))
 
 
-def _twn(rows: Tensor, grid: Grid) -> Scales:  # noqa: ARG001
+def _twn(rows: Tensor, grid: Grid) -> Scales:
     size = rows.abs()
     threshold = f32(0.7 * _mean(rows))
     above = size > threshold[:, None]
