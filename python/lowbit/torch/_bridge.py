@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class bfloat(np.void):  # noqa: N801 - its name is the point
+class bfloat(np.void):  # type: ignore[misc]  # noqa: N801 - its name is the point
     """Two bytes that NumPy spells "bfloat16": a void dtype is called after its class and its bits.
 
     `lowbit._core` knows the dtype by that name, whoever has made it; so ml_dtypes need not be installed.

@@ -98,12 +98,12 @@ def _numbers(parts: tuple[int | str, ...]) -> list[int]:
 
 
 def watched() -> bool:
-    """Whether graphs or modes look at what runs, which must then be operations on tensors."""
+    """Whether graphs, modes or transforms look at what runs, which must then be operators."""
     return (
         torch.compiler.is_compiling()
         or _python_dispatch.is_in_torch_dispatch_mode()
         or torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
+        or torch._C._get_tracing_state() is not None
     )
 
 

@@ -59,7 +59,7 @@ def encode(x: Tensor, codec: Codec, *, key: KeyLike | None = None, sender: Suppo
     >>> x = torch.linspace(-1, 1, 10_000)
     >>> message = ops.encode(x, lb.Eden(1), key=lb.Key(1234).fold("round", 7))
     >>> message.dtype, len(message)
-    (torch.uint8, 1376)
+    (torch.uint8, 1392)
     >>> ops.decode(message, key=lb.Key(1234).fold("round", 7)).shape
     torch.Size([10000])
     """
@@ -72,7 +72,8 @@ def encode(x: Tensor, codec: Codec, *, key: KeyLike | None = None, sender: Suppo
         if known is None:
             _messages._words(None, codec)
     kind, parameters = _wire(codec)
-    return _encode(x.detach(), kind, parameters, known, _keys.signed(_arguments.sender(sender)))
+    message: Tensor = _encode(x.detach(), kind, parameters, known, _keys.signed(_arguments.sender(sender)))
+    return message
 
 
 def decode(message: Tensor, *, key: KeyLike | None = None, shape: Sequence[int] | None = None) -> Tensor:
@@ -113,7 +114,8 @@ def decode(message: Tensor, *, key: KeyLike | None = None, shape: Sequence[int] 
         raise TypeError(f"message: expected a torch.Tensor, got {type(message).__name__}")
     if message.dtype is not torch.uint8 or message.ndim != 1:
         raise TypeError(f"message: expected one dimension of uint8, got {message.ndim} of {message.dtype}")
-    return _decode(message, _keys.of(key, private=False), None if shape is None else list(shape))
+    y: Tensor = _decode(message, _keys.of(key, private=False), None if shape is None else list(shape))
+    return y
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    CoreArguments = tuple[
+        str,
+        str | NDArray[Any] | None,
+        NDArray[Any] | None,
+        float | None,
+        int | None,
+        int | None,
+        str,
+        tuple[int, int] | None,
+    ]
+
 _state = {"plain": os.environ.get("LOWBIT_TORCH") == "plain"}
 
 
@@ -67,13 +78,13 @@ class Options(NamedTuple):
     rounding: str = "nearest"
     key: Tensor | None = None
 
-    def core(self, ndim: int) -> tuple[Any, ...]:
+    def core(self, ndim: int) -> CoreArguments:
         """Give what the core takes between `x` and `out`."""
         return self._core(ndim, lambda t: _bridge.array(t.cpu()), _keys.words)
 
     def _core(
         self, ndim: int, array: Callable[[Tensor], NDArray[Any]], words: Callable[[Tensor], tuple[int, int]]
-    ) -> tuple[Any, ...]:
+    ) -> CoreArguments:
         scale = self.rule if self.scale is None else array(self.scale)
         offset = None if self.offset is None else array(self.offset)
         scale, offset = _arguments.scaling(scale, offset, ndim, self.axis, self.block_size)
@@ -96,7 +107,7 @@ class Options(NamedTuple):
         _check(tuple(n if known else 1 for n in shape), self._core(len(shape), ones, lambda _: (0, 0)))
 
 
-def _check(shape: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
+def _check(shape: tuple[int, ...], arguments: CoreArguments) -> None:
     """Give the core an array with nothing in it: the lengths that no scale depends on become 0."""
     lengths = arguments[1].shape if isinstance(arguments[1], np.ndarray) else ()
     lengths = (1,) * (len(shape) - len(lengths)) + lengths
@@ -136,7 +147,7 @@ def scale_shape(shape: tuple[Any, ...], options: Options) -> tuple[tuple[Any, ..
         if options.axis is not None and options.block_size is None:
             along = options.axis % ndim
             shapes = [tuple(s[0] if i == along else 1 for i in range(ndim)) if len(s) == 1 else s for s in shapes]
-        together = torch.broadcast_shapes(*shapes)
+        together = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
         return (1,) * (ndim - len(together)) + tuple(together), len(given) == 2
     rule = options.rule or _core.get_format(options.format).default_scale
     axis, size = sharing(options.format, ndim, options.axis, options.block_size)

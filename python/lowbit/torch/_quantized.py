@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,9 +114,13 @@ class QuantizedTensor:
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
         """Give the same on another device."""
-        tensors = (self.packed, self.scale, self.offset, self.tensor_scale)
-        moved = (None if part is None else part.to(device) for part in tensors)
-        return QuantizedTensor(*moved, self.format, self.shape, self.axis, self.block_size, self.key_id)  # type: ignore[arg-type]
+        return replace(
+            self,
+            packed=self.packed.to(device),
+            scale=self.scale.to(device),
+            offset=None if self.offset is None else self.offset.to(device),
+            tensor_scale=None if self.tensor_scale is None else self.tensor_scale.to(device),
+        )
 
     def __repr__(self) -> str:
         shared = "" if self.axis is None else f", axis={self.axis}"

@@ -98,14 +98,14 @@ def fake_quantize(
     tensor([1., 1., 0.])
     >>> _ = torch.manual_seed(0)
     >>> ops.fake_quantize(torch.full((6,), 0.3), "int4", scale=1.0, rounding="stochastic")
-    tensor([0., 0., 0., 1., 0., 1.])
+    tensor([0., 0., 1., 0., 1., 0.])
     """
     if gradient not in ("pass", "clip"):
         _arguments.choice(gradient, "gradient", ("pass", "clip"))
     drawn = _key(rounding, key, draws=True)
     options = _options(x, format, scale, offset, tensor_scale, axis, block_size, rounding, drawn)
     if not _direct(x):
-        return _library.fake_quantize(x, gradient == "clip", *options)[0]
+        return _library.fake_quantize(x, gradient == "clip", *options)[0]  # type: ignore[no-any-return]
     if x.requires_grad and torch.is_grad_enabled():
         return _library.Round.apply(x, gradient == "clip", *options)  # type: ignore[no-any-return]
     return _library.rounded(x, False, options)[0]
@@ -159,8 +159,8 @@ def quantize(
         packed, scales, *marked = _library.quantize(x.detach(), *options)
         rest = [None if part.dtype is torch.bool else part for part in marked]
     offsets, tensor, key_id = rest
-    shared = sharing(options.format, x.ndim, options.axis, options.block_size)
-    return QuantizedTensor(packed, scales, offsets, tensor, options.format, tuple(x.shape), *shared, key_id)
+    along, size = sharing(options.format, x.ndim, options.axis, options.block_size)
+    return QuantizedTensor(packed, scales, offsets, tensor, options.format, tuple(x.shape), along, size, key_id)
 
 
 def dequantize(q: QuantizedTensor, *, dtype: torch.dtype = torch.float32, key: KeyLike | None = None) -> Tensor:

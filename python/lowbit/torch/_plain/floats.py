@@ -2,8 +2,8 @@
 
 Sums, products and quotients of two float32 numbers, rounded to float64 and then to float32, are what float32 arithmetic
 gives (53 bits are at least 2 * 24 + 2: Figueroa, When is double rounding innocuous?, 1995); products do not round in
-float64 at all, so that a compiler may fuse them with a sum. No number here is subnormal in float64, and conversions work
-on the bits where they meet subnormals of float32: `torch.set_flush_denormal` changes nothing.
+float64 at all, so that nothing changes where one is fused with a sum. No number here is subnormal in float64, and
+conversions work on the bits where they meet subnormals of float32: `torch.set_flush_denormal` changes nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def f32(z: Tensor) -> Tensor:
 
 def widen(x: Tensor) -> Tensor:
     """Give the numbers of a tensor, rounded to float32."""
+    x = x.detach().resolve_neg()
     if x.dtype is torch.float64:
         return f32(x)
     if x.dtype is torch.float16:

@@ -19,7 +19,7 @@ from lowbit.torch._plain.scales import Scales, decode_scales, scale_codes, scale
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lowbit.torch._library import Options
+    from lowbit.torch._options import Options
 
 
 class Codes(NamedTuple):
@@ -63,7 +63,7 @@ def _scales(x: Tensor, grid: Grid, options: Options) -> Scales:
         return scales(x, grid, options.rule or grid.default_scale, *grouping(x.ndim, grid, options), tensor)
     scale = _given(options.scale, x, options)
     if options.offset is not None:
-        scale, offset = torch.broadcast_tensors(scale, _given(options.offset, x, options))
+        scale, offset = torch.broadcast_tensors(scale, _given(options.offset, x, options))  # type: ignore[no-untyped-call]
         return Scales(scale, offset)
     if grid.scale_format != "e4m3":
         return Scales(scale)

@@ -118,7 +118,7 @@ def _tensor_scale(x: Tensor, grid: BlockFormat, rule: str) -> Tensor:
 
 
 def _e4m3(rows: Tensor, grid: BlockFormat, rule: str, tensor: Tensor) -> Scales:
-    """ "amax", and "four_over_six" (arXiv:2512.02010): in each block the better of two largest values."""
+    """Take the rule "amax", or "four_over_six" (arXiv:2512.02010): in each block the better of two largest values."""
     amax = _largest(rows)
 
     def scale_for(largest: float) -> Tensor:
