@@ -130,9 +130,19 @@ def _note(record: Tensor, slot: int, x: Tensor, operand: Operand) -> None:
 
 
 def forward(
-    x: Tensor, w: Tensor, bias: Tensor | None, clip: Tensor | None, key: Tensor | None, call: Call
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    clip: Tensor | None,
+    key: Tensor | None,
+    call: Call,
+    *,
+    codes: Kept | None = None,
 ) -> tuple[Tensor, Saved, Tensor]:
-    """Compute y in float32, what is kept for the gradients, and the record of both operands."""
+    """Compute y in float32, what is kept for the gradients, and the record of both operands.
+
+    Of a frozen weight there are `codes`; w has its shape.
+    """
     p, drawn = call.products, words(key)
     with torch.no_grad(), float32_products(x.device.type):
         flat = x.reshape(-1, x.shape[-1]) if call.geometry is None else x
@@ -146,7 +156,7 @@ def forward(
         if p.weight is None:
             ws = as_is(w)
         else:
-            w_kept = encode(w, p.weight, axis=1, key=_fold(drawn, "weight"))
+            w_kept = encode(w, p.weight, axis=1, key=_fold(drawn, "weight")) if codes is None else codes
             ws = decode(w_kept, p.weight, axis=1, shape=tuple(w.shape))
         if call.geometry is None:
             y = matmul(xs.values, ws.values.t(), xs.steps, ws.steps)
