@@ -13,6 +13,7 @@ import lowbit as lb
 from lowbit.torch import _product
 from lowbit.torch import nn as quantized
 from lowbit.torch._contract import Convolution
+from lowbit.torch._layers import sites_of
 from lowbit.torch._operands import Kept, decode, encode
 from lowbit.torch._site import _UNKNOWN, Site, _narrow
 from lowbit.torch._spec import Spec
@@ -192,7 +193,7 @@ def freeze(model: Model, *, cross_attention: bool = False, quiet: bool = False) 
     >>> from lowbit.torch import prepare, recipes
     >>> net = torch.nn.Sequential(*(torch.nn.Linear(256, 256, bias=False) for _ in range(4)))
     >>> frozen = freeze(prepare(net, recipes.int4_forward()))
-    packed weights, with scales: 65544 bytes, 0.125 of 524288; the whole model: 589848 bytes, 0.562 of 1048592
+    packed weights, with scales: 65544 bytes, 0.125 of 524288; the whole model: 589856 bytes, 0.563 of 1048600
     >>> sorted(frozen[1].state_dict())
     ['site.clip', 'site.clip_signed', 'weight.packed', 'weight.rest', 'weight.scale']
     """
@@ -208,7 +209,9 @@ def freeze(model: Model, *, cross_attention: bool = False, quiet: bool = False) 
             floats += _freeze(module, weight, spec, f"{name}.{weight}".lstrip("."), cross_attention)
     packed = [module for module in frozen.modules() if isinstance(module, PackedWeight)]
     if not packed:
-        raise lb.Error("model: none of its weights is quantized; prepare it first, with a recipe that quantizes weights")
+        raise lb.Error(
+            "model: none of its weights is quantized; prepare it first, with a recipe that quantizes weights"
+        )
     nbytes = FrozenBytes(sum(map(_bytes, packed)), floats, _bytes(frozen), before)
     frozen.nbytes = nbytes  # type: ignore[assignment]  # no tensor, no module: a plain attribute
     if not quiet:
@@ -217,27 +220,16 @@ def freeze(model: Model, *, cross_attention: bool = False, quiet: bool = False) 
 
 
 def _weights(module: nn.Module) -> list[tuple[str, Spec]]:
-    """Name the Parameters of a layer that are quantized; its sites then take their codes."""
+    """Name the Parameters of a layer that are quantized; their sites then take codes."""
     if isinstance(module, quantized.Embedding):
         return [("weight", module.weight_spec)]
-    if isinstance(module, quantized.LSTM):
-        sites = {f"weight_{name}": cast(Site, site) for name, site in module.sites.items()}
-    elif isinstance(module, quantized.MultiheadAttention):
-        same = module._qkv_same_embed_dim
-        names = ["in_proj_weight"] if same else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
-        sites = {name: module.site for name in names}
-        if not same:
-            sites |= {"k_proj_weight": module.key_site, "v_proj_weight": module.value_site}
-    elif isinstance(module, quantized.Linear | quantized.Conv1d | quantized.Conv2d):
-        sites = {"weight": module.site}
-    else:
-        return []
-    specs = {name: site.products.weight for name, site in sites.items()}
-    for name, site in sites.items():
-        if specs[name] is not None:
+    found = []
+    for name, site in sites_of(module).items():
+        if site.products.weight is not None:
             site.__class__ = FrozenSite
             site.grad_scale = site.grad_max = None
-    return [(name, spec) for name, spec in specs.items() if spec is not None]
+            found.append((name, site.products.weight))
+    return found
 
 
 def _freeze(module: nn.Module, name: str, spec: Spec, path: str, cross_attention: bool) -> int:

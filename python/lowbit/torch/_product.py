@@ -125,7 +125,10 @@ def _note(record: Tensor, slot: int, x: Tensor, operand: Operand) -> None:
     if not x.numel() or y.shape != x.shape:
         return
     record[slot] = 1.0 if operand.scale is None else operand.scale.mean()
-    record[slot + 1] = (x.abs() > y.abs().amax()).sum() / x.numel()
+    # The format's largest value; where values are no whole numbers of steps, the largest that was given.
+    largest = y.abs().amax() if operand.steps is None else operand.steps.step * operand.steps.most
+    limit = largest if operand.steps is None or operand.scale is None else largest * operand.scale
+    record[slot + 1] = (x.abs() > limit).sum() / x.numel()
     record[slot + 2] = ((y == 0) & (x != 0)).sum() / x.numel()
 
 
@@ -283,6 +286,8 @@ def backward(
         if needs[0] or needs[3]:
             turned = _turned(g, turn, 1, drawn)
             for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"))
+            if call.recording:
+                _note(record, _GRAD, turned, for_input)
             ws = _weight_again(w, w_kept, p, turn, drawn)
             if geometry is None:
                 dx = matmul(for_input.values, ws.values, for_input.steps, ws.steps)
@@ -295,6 +300,8 @@ def backward(
             if for_weight is None:
                 turned = _turned(g, p.rotate_weight, 0, drawn)
                 for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, _fold(drawn, "grad_weight"))
+                if call.recording and for_input is None:
+                    _note(record, _GRAD, turned, for_weight)
             xs = _input_again(x if not x.numel() else x.reshape(flat), x_kept, p, drawn)
             if geometry is None:
                 dw = matmul(for_weight.values.t(), xs.values, for_weight.steps, xs.steps)
@@ -305,7 +312,6 @@ def backward(
                 bits = _codes.clip_bits(w, *_bounds(p.weight, w_kept.scale, None), always=False)
                 dw = dw.contiguous()
                 _codes.take_outside(dw, bits)
-            for_input = for_input or for_weight
         if mask.numel() and dx.numel():
             dx = dx.contiguous()
             clipped, where = _codes.take_outside(dx, mask)
@@ -316,8 +322,6 @@ def backward(
                 dclip = (clipped * signs).sum(dtype=torch.float64).to(torch.float32)
         elif needs[3]:
             dclip = torch.zeros(())
-        if call.recording and for_input is not None:
-            _note(record, _GRAD, g, for_input)
         return dx.reshape(shape) if needs[0] else torch.empty(0), dw, db, dclip
 
 
