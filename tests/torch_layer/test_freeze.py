@@ -43,6 +43,7 @@ class Speech(nn.Module):
         self.last = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Give three numbers for each step."""
         return self.last(self.plain(self.inner(self.first(x))[0])[0])
 
 
@@ -57,6 +58,7 @@ class Attention(nn.Module):
         self.last = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Give three numbers for each place."""
         x = self.encoder(self.first(x))
         return self.last(self.other(x, x, x[..., :6])[0])
 
@@ -129,7 +131,9 @@ def test_outputs_are_those_of_the_prepared_model(model: str, recipe: str, tmp_pa
 @pytest.mark.parametrize("columns", [8, 7])
 def test_embeddings_decode_the_rows_they_look_up(spec: Spec, columns: int) -> None:
     layer = nn.Sequential(nn.Embedding(11, columns, padding_idx=2), nn.Linear(columns, 3))
-    net = prepare(layer, Recipe("test", Products(INT4, INT4), Products(INT4), Products(INT4), embedding=spec, source=""))
+    net = prepare(
+        layer, Recipe("test", Products(INT4, INT4), Products(INT4), Products(INT4), embedding=spec, source="")
+    )
     indices = torch.tensor([[3, 3, 10], [0, 2, 5]])
     frozen = freeze(net, quiet=True)
     assert same(frozen(indices), net.eval()(indices))

@@ -115,7 +115,10 @@ def test_pictures_and_tensorboard(tmp_path) -> None:
     _, seen = trained(network(), watched=1)
     assert seen is not None
     figure = seen.plot()
-    assert [ax.get_title() for ax in figure.axes][:2] == ["GradScale (by what gradients are multiplied)", "clip of PACT"]
+    assert [ax.get_title() for ax in figure.axes][:2] == [
+        "GradScale (by what gradients are multiplied)",
+        "clip of PACT",
+    ]
     line = figure.axes[0].get_lines()[0]
     assert line.get_label() == "3"
     assert list(line.get_ydata()) == [row["grad_scale"] for row in seen.rows if row["layer"] == "3"]

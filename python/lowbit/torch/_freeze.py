@@ -222,7 +222,7 @@ def freeze(model: Model, *, cross_attention: bool = False, quiet: bool = False) 
 def _weights(module: nn.Module) -> list[tuple[str, Spec]]:
     """Name the Parameters of a layer that are quantized; their sites then take codes."""
     if isinstance(module, quantized.Embedding):
-        return [("weight", module.weight_spec)]
+        return [] if module.weight_spec is None else [("weight", module.weight_spec)]
     found = []
     for name, site in sites_of(module).items():
         if site.products.weight is not None:

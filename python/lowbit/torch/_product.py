@@ -119,16 +119,20 @@ def _folded(operand: Operand) -> Operand:
     return Operand(operand.values * operand.scale, None, None)
 
 
-def _note(record: Tensor, slot: int, x: Tensor, operand: Operand) -> None:
-    """Record an operand's scale and its shares of clipped and of vanished numbers."""
-    y = operand.values if operand.scale is None else operand.values * operand.scale
-    if not x.numel() or y.shape != x.shape:
+def _note(record: Tensor, slot: int, x: Tensor, operand: Operand, spec: Spec | None) -> None:
+    """Record an operand's scale (0 where it is not one, or none) and its shares of clipped and of vanished numbers."""
+    y = _whole(operand)
+    if not x.numel() or y.shape != x.shape or spec is None:
         return
-    record[slot] = 1.0 if operand.scale is None else operand.scale.mean()
-    # The format's largest value; where values are no whole numbers of steps, the largest that was given.
-    largest = y.abs().amax() if operand.steps is None else operand.steps.step * operand.steps.most
-    limit = largest if operand.steps is None or operand.scale is None else largest * operand.scale
-    record[slot + 1] = (x.abs() > limit).sum() / x.numel()
+    # The largest value and the scale: of the format, or where its scales are in the values, what was given.
+    largest, scale = y.abs().amax(), torch.zeros(())
+    if operand.steps is not None:
+        largest = torch.tensor(operand.steps.step * operand.steps.most)
+        scale = torch.tensor(operand.steps.step / lb.get_format(spec.format).smallest)
+    if operand.scale is not None:
+        largest, scale = largest if operand.steps is None else largest * operand.scale, operand.scale.mean()
+    record[slot] = scale
+    record[slot + 1] = (x.abs() > largest).sum() / x.numel()
     record[slot + 2] = ((y == 0) & (x != 0)).sum() / x.numel()
 
 
@@ -173,8 +177,8 @@ def forward(
         if bias is not None:
             y += bias.detach().reshape(1, -1, *(1,) * (y.dim() - 2))
         if call.recording:
-            _note(record, _INPUT, flat, xs)
-            _note(record, _WEIGHT, w, ws)
+            _note(record, _INPUT, flat, xs, p.input)
+            _note(record, _WEIGHT, w, ws, p.weight)
         if call.keep and p.input is not None and _clips(p.input):
             mask = _codes.clip_bits(flat, *_bounds(p.input, x_kept.scale, clip), always=call.fixed)
         if not call.keep:
@@ -287,7 +291,7 @@ def backward(
             turned = _turned(g, turn, 1, drawn)
             for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"))
             if call.recording:
-                _note(record, _GRAD, turned, for_input)
+                _note(record, _GRAD, turned, for_input, p.grad_input)
             ws = _weight_again(w, w_kept, p, turn, drawn)
             if geometry is None:
                 dx = matmul(for_input.values, ws.values, for_input.steps, ws.steps)
@@ -301,7 +305,7 @@ def backward(
                 turned = _turned(g, p.rotate_weight, 0, drawn)
                 for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, _fold(drawn, "grad_weight"))
                 if call.recording and for_input is None:
-                    _note(record, _GRAD, turned, for_weight)
+                    _note(record, _GRAD, turned, for_weight, p.grad_weight)
             xs = _input_again(x if not x.numel() else x.reshape(flat), x_kept, p, drawn)
             if geometry is None:
                 dw = matmul(for_weight.values.t(), xs.values, for_weight.steps, xs.steps)
