@@ -74,7 +74,7 @@ def imported(path: Path) -> set[str]:
 
 
 #: What a module, or a package's modules, may import when used: the extras of pyproject.toml.
-EXTRAS = {"plot.py": {"matplotlib"}, "torch": {"torch"}}
+EXTRAS = {"plot.py": {"matplotlib"}, "_watch.py": {"matplotlib"}, "torch": {"torch"}}
 
 
 def test_the_package_needs_only_numpy_and_safetensors() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 import numpy as np
 
-from lowbit import _arguments, _core
+from lowbit import _arguments, _core, _table
 from lowbit._quant import dequantize, quantize
 
 if TYPE_CHECKING:
@@ -149,8 +148,8 @@ class Comparison(Sequence[ComparisonRow]):
                 f"{row.error:.3g}",
                 f"{row.snr_db:.1f}",
                 f"{row.used_codes} of {row.codes}",
-                _share(row.clipped),
-                _share(row.underflowed),
+                _table.share(row.clipped),
+                _table.share(row.underflowed),
                 f"{row.nbytes}",
                 f"{row.bits_per_number:.3g}",
             ]
@@ -164,36 +163,11 @@ class Comparison(Sequence[ComparisonRow]):
 
     def __repr__(self) -> str:
         head, body = self._cells()
-        left = head.index("error")
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-
-        def line(cells: list[str]) -> str:
-            placed = [
-                cell.ljust(width) if i < left else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ]
-            return "  ".join(placed).rstrip()
-
-        return "\n".join([self._caption(), *map(line, [head, *body])])
+        return _table.text(self._caption(), head, body, left=head.index("error"))
 
     def _repr_html_(self) -> str:
         head, body = self._cells()
-        left = head.index("error")
-
-        def line(cells: list[str], tag: str) -> str:
-            sides = ["left" if i < left else "right" for i in range(len(cells))]
-            placed = zip(cells, sides, strict=True)
-            return "".join(f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>' for cell, side in placed)
-
-        rows = "".join(f"<tr>{line(cells, 'td')}</tr>\n" for cells in body)
-        return (
-            f"<table>\n<caption>{html.escape(self._caption())}</caption>\n"
-            f"<thead><tr>{line(head, 'th')}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>"
-        )
-
-
-def _share(share: float) -> str:
-    return f"{100 * share:.3g}%" if share else "0"
+        return _table.as_html(self._caption(), head, body, left=head.index("error"))
 
 
 def compare(

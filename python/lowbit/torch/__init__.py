@@ -10,7 +10,13 @@ torch.Size([1, 2])
 from __future__ import annotations
 
 from lowbit.torch import nn, ops, recipes
+from lowbit.torch._freeze import freeze
 from lowbit.torch._prepare import param_groups, prepare
 from lowbit.torch._spec import Products, Recipe, Rotation, Spec
+from lowbit.torch._summary import summary
+from lowbit.torch._watch import watch
 
-__all__ = ["Products", "Recipe", "Rotation", "Spec", "nn", "ops", "param_groups", "prepare", "recipes"]
+__all__ = [
+    *("Products", "Recipe", "Rotation", "Spec", "nn", "ops", "recipes"),
+    *("freeze", "param_groups", "prepare", "summary", "watch"),
+]

@@ -63,7 +63,8 @@ def _(packed: Tensor, scale: Tensor) -> Tensor:
 
 def _memory_order(x: Tensor) -> list[int]:
     """Axes by falling stride: in this order a dense tensor, channels-last too, is contiguous."""
-    return sorted(range(x.ndim), key=lambda axis: -x.stride(axis))
+    strides = x.stride()
+    return sorted(range(x.ndim), key=lambda axis: -strides[axis])
 
 
 def _restored(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:

@@ -119,20 +119,37 @@ def _folded(operand: Operand) -> Operand:
     return Operand(operand.values * operand.scale, None, None)
 
 
-def _note(record: Tensor, slot: int, x: Tensor, operand: Operand) -> None:
-    """Record an operand's scale and its shares of clipped and of vanished numbers."""
-    y = operand.values if operand.scale is None else operand.values * operand.scale
-    if not x.numel() or y.shape != x.shape:
+def _note(record: Tensor, slot: int, x: Tensor, operand: Operand, spec: Spec | None) -> None:
+    """Record an operand's scale (0 where it is not one, or none) and its shares of clipped and of vanished numbers."""
+    y = _whole(operand)
+    if not x.numel() or y.shape != x.shape or spec is None:
         return
-    record[slot] = 1.0 if operand.scale is None else operand.scale.mean()
-    record[slot + 1] = (x.abs() > y.abs().amax()).sum() / x.numel()
+    # The largest value and the scale: of the format, or where its scales are in the values, what was given.
+    largest, scale = y.abs().amax(), torch.zeros(())
+    if operand.steps is not None:
+        largest = torch.tensor(operand.steps.step * operand.steps.most)
+        scale = torch.tensor(operand.steps.step / lb.get_format(spec.format).smallest)
+    if operand.scale is not None:
+        largest, scale = largest if operand.steps is None else largest * operand.scale, operand.scale.mean()
+    record[slot] = scale
+    record[slot + 1] = (x.abs() > largest).sum() / x.numel()
     record[slot + 2] = ((y == 0) & (x != 0)).sum() / x.numel()
 
 
 def forward(
-    x: Tensor, w: Tensor, bias: Tensor | None, clip: Tensor | None, key: Tensor | None, call: Call
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    clip: Tensor | None,
+    key: Tensor | None,
+    call: Call,
+    *,
+    codes: Kept | None = None,
 ) -> tuple[Tensor, Saved, Tensor]:
-    """Compute y in float32, what is kept for the gradients, and the record of both operands."""
+    """Compute y in float32, what is kept for the gradients, and the record of both operands.
+
+    Of a frozen weight there are `codes`; w has its shape.
+    """
     p, drawn = call.products, words(key)
     with torch.no_grad(), float32_products(x.device.type):
         flat = x.reshape(-1, x.shape[-1]) if call.geometry is None else x
@@ -146,7 +163,7 @@ def forward(
         if p.weight is None:
             ws = as_is(w)
         else:
-            w_kept = encode(w, p.weight, axis=1, key=_fold(drawn, "weight"))
+            w_kept = encode(w, p.weight, axis=1, key=_fold(drawn, "weight")) if codes is None else codes
             ws = decode(w_kept, p.weight, axis=1, shape=tuple(w.shape))
         if call.geometry is None:
             y = matmul(xs.values, ws.values.t(), xs.steps, ws.steps)
@@ -160,8 +177,8 @@ def forward(
         if bias is not None:
             y += bias.detach().reshape(1, -1, *(1,) * (y.dim() - 2))
         if call.recording:
-            _note(record, _INPUT, flat, xs)
-            _note(record, _WEIGHT, w, ws)
+            _note(record, _INPUT, flat, xs, p.input)
+            _note(record, _WEIGHT, w, ws, p.weight)
         if call.keep and p.input is not None and _clips(p.input):
             mask = _codes.clip_bits(flat, *_bounds(p.input, x_kept.scale, clip), always=call.fixed)
         if not call.keep:
@@ -273,6 +290,8 @@ def backward(
         if needs[0] or needs[3]:
             turned = _turned(g, turn, 1, drawn)
             for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"))
+            if call.recording:
+                _note(record, _GRAD, turned, for_input, p.grad_input)
             ws = _weight_again(w, w_kept, p, turn, drawn)
             if geometry is None:
                 dx = matmul(for_input.values, ws.values, for_input.steps, ws.steps)
@@ -285,6 +304,8 @@ def backward(
             if for_weight is None:
                 turned = _turned(g, p.rotate_weight, 0, drawn)
                 for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, _fold(drawn, "grad_weight"))
+                if call.recording and for_input is None:
+                    _note(record, _GRAD, turned, for_weight, p.grad_weight)
             xs = _input_again(x if not x.numel() else x.reshape(flat), x_kept, p, drawn)
             if geometry is None:
                 dw = matmul(for_weight.values.t(), xs.values, for_weight.steps, xs.steps)
@@ -294,7 +315,6 @@ def backward(
             if p.weight is not None and _clips(p.weight):
                 dw = dw.contiguous()
                 _codes.keep_inside(dw, w, *_bounds(p.weight, w_kept.scale, None))
-            for_input = for_input or for_weight
         if mask.numel() and dx.numel():
             dx = dx.contiguous()
             clipped, where = _codes.take_outside(dx, mask)
@@ -305,8 +325,6 @@ def backward(
                 dclip = (clipped * signs).sum(dtype=torch.float64).to(torch.float32)
         elif needs[3]:
             dclip = torch.zeros(())
-        if call.recording and for_input is not None:
-            _note(record, _GRAD, g, for_input)
         return dx.reshape(shape) if needs[0] else torch.empty(0), dw, db, dclip
 
 

@@ -1,0 +1,255 @@
+"""``freeze``: a prepared model's copy for inference, whose quantized weights are kept packed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+import lowbit as lb
+from lowbit.torch import _product
+from lowbit.torch import nn as quantized
+from lowbit.torch._contract import Convolution
+from lowbit.torch._layers import sites_of
+from lowbit.torch._operands import Kept, decode, encode
+from lowbit.torch._site import _UNKNOWN, Site, _narrow
+from lowbit.torch._spec import Spec
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class PackedWeight(nn.Module):
+    """A weight as packed codes and scales, in the place where its layer had a Parameter.
+
+    Parameters
+    ----------
+    weight : Tensor
+        The float weight.
+    spec : Spec
+        How it is quantized.
+
+    Attributes
+    ----------
+    packed : Tensor
+        Codes, uint8.
+    scale : Tensor
+        float32, or codes (uint8) where the format's scales have a format of their own.
+    rest : Tensor
+        Offsets, or the scale of the whole tensor, where the format has one; else empty.
+    """
+
+    packed: Tensor
+    scale: Tensor
+    rest: Tensor
+
+    def __init__(self, weight: Tensor, spec: Spec) -> None:
+        super().__init__()
+        self.spec, self.shape, self.dtype = spec, weight.shape, weight.dtype
+        # Noise, where a spec asks for it, is drawn once and for all.
+        key = _product.words(torch.randint(-(2**63), 2**63 - 1, (2,))) if spec.random else None
+        kept = encode(weight.detach(), spec, axis=1, key=key)
+        self.kept_shape = kept.shape
+        for name in ("packed", "scale", "rest"):
+            self.register_buffer(name, getattr(kept, name).clone())
+        self.parts = nn.ModuleList()
+
+    def dim(self) -> int:
+        """Count the dimensions, as of a tensor."""
+        return len(self.shape)
+
+    def kept(self) -> Kept:
+        """Give the codes as products take them."""
+        return Kept(self.packed, self.scale, self.rest, self.kept_shape)
+
+    def chunk(self, n: int) -> tuple[nn.Module, ...]:
+        """Give the parts of an attention's joint projection, each quantized by itself."""
+        if len(self.parts) != n:
+            raise lb.Error(
+                "query, key, value: they are not one tensor, so each projection is quantized by itself; "
+                "say freeze(model, cross_attention=True), which keeps those codes too"
+            )
+        return tuple(self.parts)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Decode the rows with these indices, to (..., columns) in float32."""
+        columns = self.shape[1]
+        flat, kept = indices.reshape(-1), self.kept()
+        if columns * lb.get_format(self.spec.format).bits % 8 == 0 and self.spec.per != "tile":
+            # Rows begin with a byte: only these need be decoded.
+            def chosen(per_row: Tensor) -> Tensor:
+                return per_row[flat] if per_row.dim() == 2 and per_row.shape[0] == self.shape[0] > 1 else per_row
+
+            packed = self.packed.view(self.shape[0], -1)[flat].view(-1)
+            kept = Kept(packed, chosen(self.scale), chosen(self.rest), (flat.numel(), columns))
+            flat = torch.arange(flat.numel())
+        table = decode(kept, self.spec, axis=1, shape=tuple(self.shape))
+        rows = table.values if table.scale is None else table.values * table.scale
+        return rows[flat].view(*indices.shape, columns)
+
+    def extra_repr(self) -> str:
+        """Say what it holds."""
+        return f"{tuple(self.shape)}, {self.spec.format}, {sum(b.nbytes for b in self.buffers(recurse=False))} bytes"
+
+
+class FrozenSite(Site):
+    """A product whose weight is packed: forward only, as in eval mode."""
+
+    def train(self, mode: bool = True) -> FrozenSite:  # noqa: ARG002
+        """Stay in eval mode: nothing is left to train."""
+        super().train(False)
+        return self
+
+    def multiply(
+        self,
+        x: Tensor,
+        w: Any,
+        bias: Tensor | None,
+        geometry: Convolution | None = None,
+        *,
+        owner: Any = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Compute what `Site.multiply` does, of the decoded weight."""
+        if not x.is_floating_point():
+            raise TypeError(f"input: expected a float tensor, got {x.dtype}")
+        plan = self._plan if self.clip is None or self._sign != _UNKNOWN else self._first(x)
+        key = torch.randint(-(1 << 63), (1 << 63) - 1, (2,)) if plan.random else None
+        call = _product.Call(plan.products, geometry, keep=False, recording=False)
+        shape_only = torch.empty(w.shape, device="meta")
+        clip = self.clip if plan.pact else None
+        y, _, _ = _product.forward(_narrow(x), shape_only, bias, clip, key, call, codes=w.kept())
+        device = x.device.type
+        return y.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
+
+
+class FrozenEmbedding(quantized.Embedding):
+    """An embedding that decodes the rows that are looked up."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up rows."""
+        table = cast(Any, self.weight)
+        rows: Tensor = table.rows(input).to(table.dtype)
+        return rows
+
+
+@dataclass(frozen=True)
+class FrozenBytes:
+    """What a frozen model takes, measured from its tensors, beside the model that it was made of.
+
+    Attributes
+    ----------
+    weights, float_weights : int
+        Bytes of the packed weights with their scales, and of the same weights before.
+    model, float_model : int
+        Bytes of all parameters and buffers, and of all before.
+    """
+
+    weights: int
+    float_weights: int
+    model: int
+    float_model: int
+
+    def __str__(self) -> str:
+        def line(what: str, after: int, before: int) -> str:
+            return f"{what}: {after} bytes, {after / max(before, 1):.3f} of {before}"
+
+        weights = line("packed weights, with scales", self.weights, self.float_weights)
+        return f"{weights}; {line('the whole model', self.model, self.float_model)}"
+
+
+def freeze(model: Model, *, cross_attention: bool = False, quiet: bool = False) -> Model:
+    """Copy a prepared model for inference: quantized weights become packed codes, decoded where they are used.
+
+    The copy computes what the prepared model computes in eval mode, bit for bit, and has no gradients. Its state is
+    made of plain tensors (``weight.packed``, ``weight.scale``), for ``torch.save``, ``weights_only=True`` and
+    safetensors, and fits any model frozen in the same way. A layer's weight is float32 again only while the layer runs;
+    of an embedding only the rows that are looked up.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        What `prepare` gave.
+    cross_attention : bool
+        Attention quantizes its joint projection as one weight where query, key and value are one tensor, and as three
+        elsewhere. Keep the codes of the three too.
+    quiet : bool
+        Do not print the bytes. They are ``.nbytes`` of the copy, a `FrozenBytes`.
+
+    Returns
+    -------
+    torch.nn.Module
+        A copy in eval mode, of which nothing requires gradients.
+
+    Raises
+    ------
+    lowbit.Error
+        Nothing in the model is quantized, it is frozen already, or a weight is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lowbit.torch import prepare, recipes
+    >>> net = torch.nn.Sequential(*(torch.nn.Linear(256, 256, bias=False) for _ in range(4)))
+    >>> frozen = freeze(prepare(net, recipes.int4_forward()))
+    packed weights, with scales: 65544 bytes, 0.125 of 524288; the whole model: 589856 bytes, 0.563 of 1048600
+    >>> sorted(frozen[1].state_dict())
+    ['site.clip', 'site.clip_signed', 'weight.packed', 'weight.rest', 'weight.scale']
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, PackedWeight) for module in model.modules()):
+        raise lb.Error("model: it is frozen already")
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    before = _bytes(frozen)
+    floats = 0
+    for name, module in list(frozen.named_modules()):
+        for weight, spec in _weights(module):
+            floats += _freeze(module, weight, spec, f"{name}.{weight}".lstrip("."), cross_attention)
+    packed = [module for module in frozen.modules() if isinstance(module, PackedWeight)]
+    if not packed:
+        raise lb.Error(
+            "model: none of its weights is quantized; prepare it first, with a recipe that quantizes weights"
+        )
+    nbytes = FrozenBytes(sum(map(_bytes, packed)), floats, _bytes(frozen), before)
+    frozen.nbytes = nbytes  # type: ignore[assignment]  # no tensor, no module: a plain attribute
+    if not quiet:
+        print(nbytes)
+    return frozen
+
+
+def _weights(module: nn.Module) -> list[tuple[str, Spec]]:
+    """Name the Parameters of a layer that are quantized; their sites then take codes."""
+    if isinstance(module, quantized.Embedding):
+        return [] if module.weight_spec is None else [("weight", module.weight_spec)]
+    found = []
+    for name, site in sites_of(module).items():
+        if site.products.weight is not None:
+            site.__class__ = FrozenSite
+            site.grad_scale = site.grad_max = None
+            found.append((name, site.products.weight))
+    return found
+
+
+def _freeze(module: nn.Module, name: str, spec: Spec, path: str, cross_attention: bool) -> int:
+    """Put packed codes in the place of a Parameter and give its bytes."""
+    weight: Tensor = getattr(module, name)
+    if not torch.isfinite(weight).all():
+        raise lb.Error(f"model: {path} is not finite everywhere; what is not has no codes")
+    made = PackedWeight(weight, spec)
+    if cross_attention and name == "in_proj_weight":
+        made.parts.extend(PackedWeight(part, spec) for part in weight.chunk(3))
+    del module._parameters[name]
+    module._modules[name] = made
+    if isinstance(module, quantized.LSTM):
+        module._flat_weights = []  # torch's own list of them
+    elif isinstance(module, quantized.Embedding):
+        module.__class__ = FrozenEmbedding
+    return weight.nbytes
+
+
+def _bytes(module: nn.Module) -> int:
+    """Measure parameters and buffers, each once."""
+    storages = {t.untyped_storage().data_ptr(): t for t in [*module.parameters(), *module.buffers()] if t.numel()}
+    return sum(t.untyped_storage().nbytes() for t in storages.values())
