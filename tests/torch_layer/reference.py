@@ -114,7 +114,7 @@ def rounded(
         found = spread(found, x.shape, *groups)
     values = grid.decode(q.codes).astype(np.float64)
     if spec.gradient == "clip":
-        t = f32(x * f32(1 / found))
+        t = x if name == "sign" else f32(x * f32(1 / found))  # signs: beyond 1 itself (BNN, XNOR-Net)
         passes = ~((t < grid.values[0]) | (t > grid.values[-1]))
     return Operand(values, found, passes, groups[1] is None and name in INTEGERS | POWERS)
 

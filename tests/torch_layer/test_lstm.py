@@ -91,6 +91,7 @@ def test_pact_of_the_hidden_state_is_signed() -> None:
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.0}, {"bias": False}])
 @pytest.mark.parametrize("proj_size", [0, 3])
 @pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_unquantized_it_is_torchs(options: Any, proj_size: int, batch_first: bool) -> None:
     options = {**options, "proj_size": proj_size, "batch_first": batch_first}
     plain, ours = torch.nn.LSTM(6, 5, **options), nn.LSTM(6, 5, products=FLOAT, **options)
