@@ -88,15 +88,10 @@ def rounded(
         one = replace(spec, samples=1)
         draws = [rounded(x, one, axis, scale=scale, format=name, key=key.fold(i)) for i in range(spec.samples)]
         return replace(draws[0], values=np.mean([draw.values for draw in draws], axis=0))
-    block = spec.block_size or reference.get_format(name).default_block
+    block = spec.block_size or reference.get_format(name).default_block or (32 if spec.per == "block" else None)
     along = None if block is None else axis % x.ndim
-    groups = {
-        "tensor": (along, block),
-        "channel": (0, None),
-        "token": (0, None),
-        "tile": (None, None),
-        "block": (along, block),
-    }[spec.per]
+    by_index = (0, None)
+    groups = {"channel": by_index, "token": by_index, "tile": (None, None)}.get(spec.per, (along, block))
     options = reference.Options(scale=spec.scale if scale is None else scale, axis=groups[0], block_size=groups[1])
     if spec.rounding == "stochastic":
         options |= reference.Options(rounding="stochastic", key=key)

@@ -167,7 +167,6 @@ def test_tensors_elsewhere() -> None:
         ({"format": "int4", "scale": float("nan")}, "scale"),
         ({"format": "int4", "per": "column"}, "per"),
         ({"format": "int4", "per": "block", "block_size": 0}, "block_size"),
-        ({"format": "int4", "per": "block"}, "block_size"),
         ({"format": "int4", "block_size": 32}, "block_size"),
         ({"format": "int4", "rounding": "up"}, "rounding"),
         ({"format": "int4", "samples": 0}, "samples"),
