@@ -87,7 +87,8 @@ def rounded(
         assert key is not None
         one = replace(spec, samples=1)
         draws = [rounded(x, one, axis, scale=scale, format=name, key=key.fold(i)) for i in range(spec.samples)]
-        return replace(draws[0], values=np.mean([draw.values for draw in draws], axis=0))
+        whole = draws[0].exact and spec.samples.bit_count() == 1
+        return replace(draws[0], values=np.mean([draw.values for draw in draws], axis=0), exact=whole)
     block = spec.block_size or reference.get_format(name).default_block or (32 if spec.per == "block" else None)
     along = None if block is None else axis % x.ndim
     by_index = (0, None)
@@ -341,7 +342,7 @@ class Product:
         """Give dL/dx, dL/dW, dL/db and dL/dalpha."""
         p, g, kind = self.products, f32(g), self.kind
         self.site.grad_scale.see(g)
-        turn = p.rotate_input
+        turn = None if getattr(kind, "groups", 1) > 1 else p.rotate_input  # a group sums over its own channels
         ge = self._gradient(g if turn is None else rotated(g, turn, 1, self.key), p.grad_input, 1, "grad_input")
         w = self._factor(self.w, self.qw, p.weight_again, turn, "weight_again")
         dx, exact_x = multiplied(ge, w, lambda a, b: kind.to_input(a, b, self.x.shape), forward=False)

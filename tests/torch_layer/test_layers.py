@@ -331,7 +331,7 @@ def some_products(seed: int) -> Products:
 def test_any_specs_go_together(seed: int) -> None:
     p = some_products(seed)
     if seed % 2:
-        conv = nn.Conv2d(6, 10, 3, stride=(2, 1), padding=1, products=p)
+        conv = nn.Conv2d(6, 10, 3, stride=(2, 1), padding=1, groups=1 + seed // 2 % 2, products=p)
         check(conv, kind_of(conv), normal(7, 6, 5, 4, seed=seed), normal(7, 10, 3, 4, seed=seed + 99))
     else:
         layer = nn.Linear(27, 21, products=p)
