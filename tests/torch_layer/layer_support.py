@@ -106,4 +106,4 @@ def step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, ta
     loss = (model(x) - target).square().mean()
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return loss.item()

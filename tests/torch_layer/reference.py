@@ -87,16 +87,12 @@ def rounded(
         assert key is not None
         one = replace(spec, samples=1)
         draws = [rounded(x, one, axis, scale=scale, format=name, key=key.fold(i)) for i in range(spec.samples)]
-        return replace(draws[0], values=np.mean([draw.values for draw in draws], axis=0))
-    block = spec.block_size or reference.get_format(name).default_block
+        whole = draws[0].exact and spec.samples.bit_count() == 1
+        return replace(draws[0], values=np.mean([draw.values for draw in draws], axis=0), exact=whole)
+    block = spec.block_size or reference.get_format(name).default_block or (32 if spec.per == "block" else None)
     along = None if block is None else axis % x.ndim
-    groups = {
-        "tensor": (along, block),
-        "channel": (0, None),
-        "token": (0, None),
-        "tile": (None, None),
-        "block": (along, block),
-    }[spec.per]
+    by_index = (0, None)
+    groups = {"channel": by_index, "token": by_index, "tile": (None, None)}.get(spec.per, (along, block))
     options = reference.Options(scale=spec.scale if scale is None else scale, axis=groups[0], block_size=groups[1])
     if spec.rounding == "stochastic":
         options |= reference.Options(rounding="stochastic", key=key)
@@ -114,7 +110,7 @@ def rounded(
         found = spread(found, x.shape, *groups)
     values = grid.decode(q.codes).astype(np.float64)
     if spec.gradient == "clip":
-        t = f32(x * f32(1 / found))
+        t = x if name == "sign" else f32(x * f32(1 / found))  # signs: beyond 1 itself (BNN, XNOR-Net)
         passes = ~((t < grid.values[0]) | (t > grid.values[-1]))
     return Operand(values, found, passes, groups[1] is None and name in INTEGERS | POWERS)
 
@@ -346,7 +342,7 @@ class Product:
         """Give dL/dx, dL/dW, dL/db and dL/dalpha."""
         p, g, kind = self.products, f32(g), self.kind
         self.site.grad_scale.see(g)
-        turn = p.rotate_input
+        turn = None if getattr(kind, "groups", 1) > 1 else p.rotate_input  # a group sums over its own channels
         ge = self._gradient(g if turn is None else rotated(g, turn, 1, self.key), p.grad_input, 1, "grad_input")
         w = self._factor(self.w, self.qw, p.weight_again, turn, "weight_again")
         dx, exact_x = multiplied(ge, w, lambda a, b: kind.to_input(a, b, self.x.shape), forward=False)

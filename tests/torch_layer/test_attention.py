@@ -119,6 +119,9 @@ def test_one_sequence_without_a_batch() -> None:
 # --- The fast path ----------------------------------------------------------------------------------------------------
 
 
+LUQ4 = recipes.luq()
+
+
 def encoder(**options: Any) -> torch.nn.TransformerEncoder:
     layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.0, **options)
     return torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -144,6 +147,31 @@ def test_an_encoder_in_evaluation_is_quantized(norm_first: bool) -> None:
     layer = inner.layers[0]
     with torch.inference_mode():
         assert torch.equal(layer(x), layer.train()(x))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_that_would_nest_its_padding() -> None:
+    """As torch makes one: in evaluation it hands its layers nested tensors, which only the fast path takes."""
+    ours = prepare(torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), 2), LUQ4)
+    x = normal(3, 5, 16)
+    ours.eval()
+    slow = ours(x, src_key_padding_mask=PADDED)
+    with torch.no_grad():
+        fast = ours(x, src_key_padding_mask=PADDED)
+    torch.testing.assert_close(fast[~PADDED], slow[~PADDED])
+
+
+def test_a_whole_transformer() -> None:
+    model = prepare(torch.nn.Transformer(16, 4, 2, 2, 32, batch_first=True, dropout=0.0), recipes.sun2020())
+    x, y = normal(2, 5, 16), normal(2, 3, 16, seed=1)
+    model(x, y).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    kinds = [type(m) for m in model.decoder.modules()]
+    assert kinds.count(nn.MultiheadAttention) >= 3
+    model.eval()
+    with torch.no_grad():
+        fast = model(x, y)
+    torch.testing.assert_close(fast, model(x, y))
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")

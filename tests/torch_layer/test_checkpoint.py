@@ -137,7 +137,7 @@ def test_a_copy_trains_as_the_original() -> None:
     train(model, optimizer, 0, 3)
     twin = copy.deepcopy(model)
     own = torch.optim.AdamW(twin.parameters(), lr=3e-3)
-    own.load_state_dict(optimizer.state_dict())
+    own.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for trainer in ((model, optimizer), (twin, own)):
         torch.manual_seed(7)
         train(*trainer, 3, 6)

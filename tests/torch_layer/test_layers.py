@@ -273,6 +273,71 @@ def test_hindsight() -> None:
         optimizer.step()
 
 
+def test_hindsight_under_accumulation() -> None:
+    """The maximum moves once for every step, from all that was seen since the last one."""
+    spec = Spec("luq4", scale="hindsight", momentum=0.25)
+    layer = nn.Linear(4, 4, bias=False, products=Products(None, None, grad_input=spec, grad_weight=spec))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(4))
+
+    def largest(peak: float) -> float:
+        x = torch.eye(4, requires_grad=True)
+        layer(x).backward(torch.full((4, 4), peak))
+        return float(n(x.grad).max())
+
+    largest(2.0)
+    largest(6.0)
+    optimizer.step()
+    assert largest(100.0) == 6.0  # clipped by what was known
+    assert largest(1.0) == pytest.approx(6 / 8)  # rounded to nearest: 1 / 6 of 64 is 10.7, and becomes 8
+    optimizer.step()
+    assert largest(1000.0) == pytest.approx(0.75 * 100 + 0.25 * 6)
+
+
+def some_products(seed: int) -> Products:
+    """Draw specs that have nothing to do with one another."""
+    rng = np.random.default_rng(seed)
+
+    def one(*specs: Spec | None) -> Spec | None:
+        return specs[rng.integers(len(specs))]
+
+    draw = "stochastic"
+    shared = (
+        None,
+        Spec("int4"),
+        Spec("mxfp4"),
+        Spec("int4", per="block", block_size=5),
+        Spec("fp8_e4m3fn", scale="amax"),
+    )
+    weights = *shared, INT4, Spec("ternary", gradient="clip"), Spec("nf4"), Spec("sign", per="channel"), Spec(
+        "int8", rounding=draw
+    )  # fmt: skip
+    inputs = (
+        *shared,
+        Spec("int8", per="token"),
+        Spec("uint4", scale="minmax"),
+        Spec("int4", scale="sawb", rounding=draw),
+    )
+    grads = (*shared, *GRADIENTS, Spec("int8_symmetric", scale="gradscale", rounding=draw))
+    turns = None, Rotation(4), Rotation(16, fixed=True)
+    return Products(
+        one(*weights), one(*inputs), one(*grads), one(*grads), one(None, *shared), one(None, *shared),
+        turns[rng.integers(3)], turns[rng.integers(3)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_specs_go_together(seed: int) -> None:
+    p = some_products(seed)
+    if seed % 2:
+        conv = nn.Conv2d(6, 10, 3, stride=(2, 1), padding=1, groups=1 + seed // 2 % 2, products=p)
+        check(conv, kind_of(conv), normal(7, 6, 5, 4, seed=seed), normal(7, 10, 3, 4, seed=seed + 99))
+    else:
+        layer = nn.Linear(27, 21, products=p)
+        check(layer, ref.Matrix(), normal(19, 27, seed=seed), normal(19, 21, seed=seed + 99))
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("block", [8, 16])
 def test_rotations_cancel(block: int, fixed: bool) -> None:
@@ -289,7 +354,7 @@ def test_rotations_cancel(block: int, fixed: bool) -> None:
 
 
 def test_embedding() -> None:
-    for spec in (Spec("int4", per="channel"), Spec("int4_symmetric", scale="sawb", gradient="clip"), None):
+    for spec in (Spec("int4", per="channel"), Spec("int4_symmetric", scale="sawb", gradient="clip")):
         layer = nn.Embedding(30, 8, weight_spec=spec)
         with torch.no_grad():
             layer.weight.copy_(normal(30, 8))

@@ -66,6 +66,32 @@ def test_the_step_equations(products: Products, both: bool, layers: int) -> None
         near(getattr(lstm, name).grad, want, 1e-4)
 
 
+def test_the_clips_gradients() -> None:
+    """One clip for the input and one for the hidden state, which collects over all steps."""
+    products = replace(SUN, input=Spec("uint4", scale="pact"))
+    lstm = nn.LSTM(6, 5, products=products)
+    x, dy = normal(7, 3, 6), normal(7, 3, 5, seed=1)
+    lstm(x)
+    p, alphas = dict(lstm.named_parameters()), {"ih": 1.5, "hh": 0.25}
+    clips = {key: p[next(name for name in p if name.endswith("clip") and key in name)] for key in alphas}
+    for name, buffer in lstm.named_buffers():
+        if name.endswith("grad_scale"):
+            buffer.fill_(64.0)
+    with torch.no_grad():
+        for key, clip in clips.items():
+            clip.fill_(alphas[key])
+    sites = [ref.Site(alphas[key], True, ref.GradScale(64.0)) for key in ("ih", "hh")]
+    run = ref.Lstm(products, *sites)
+    y = lstm(x)[0]
+    names = "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"
+    near(y, run.forward(n(x), *(n(p[name]) for name in names)))
+    y.backward(dy)
+    for key, want in zip(("ih", "hh"), run.backward(n(dy)), strict=True):
+        near(clips[key].grad, want.alpha, 1e-4)
+        assert want.alpha != 0
+        near(p[f"weight_{key}_l0"].grad, want.w, 1e-4)
+
+
 def test_every_layer_and_direction_has_two_sites() -> None:
     lstm = prepare(torch.nn.LSTM(6, 5, num_layers=2, bidirectional=True), recipes.sun2020())
     clips = [name for name, _ in lstm.named_parameters() if name.endswith("clip")]
@@ -91,6 +117,7 @@ def test_pact_of_the_hidden_state_is_signed() -> None:
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.0}, {"bias": False}])
 @pytest.mark.parametrize("proj_size", [0, 3])
 @pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_unquantized_it_is_torchs(options: Any, proj_size: int, batch_first: bool) -> None:
     options = {**options, "proj_size": proj_size, "batch_first": batch_first}
     plain, ours = torch.nn.LSTM(6, 5, **options), nn.LSTM(6, 5, products=FLOAT, **options)

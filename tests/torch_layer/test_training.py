@@ -264,6 +264,41 @@ def test_packed_activations_are_a_sixth() -> None:
     assert sum(sizes.values()) <= 0.16 * x.nbytes + weights.nbytes()
 
 
+def test_a_model_cast_to_float16_keeps_its_scale() -> None:
+    """The paper's scales reach 2^24, which float16 does not."""
+    layer = nn.Linear(8, 4, products=SUN)
+    layer.site.grad_scale.fill_(2.0**24)
+    layer.half().float()
+    assert layer.site.grad_scale.item() == 2.0**24
+
+
+def test_a_weight_changed_before_the_backward_pass_is_torchs_error() -> None:
+    layer = nn.Linear(8, 4, products=SUN)
+    y = layer(normal(3, 8).requires_grad_())
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("how", ["data", "assigned", "numpy", "no_grad"])
+def test_every_way_to_change_a_weight_is_seen(how: str) -> None:
+    """Whatever is kept of the last call's codes."""
+    layer = nn.Linear(8, 4, bias=False, products=SUN)
+    x = normal(3, 8)
+    before = layer(x)
+    if how == "data":
+        layer.weight.data.mul_(2)
+    elif how == "assigned":
+        layer.weight.data = 2 * layer.weight.data
+    elif how == "numpy":
+        n(layer.weight)[:] *= 2
+    else:
+        with torch.no_grad():
+            layer.weight.mul_(2)
+    assert torch.equal(layer(x), 2 * before)
+
+
 def test_twice_differentiated_is_refused_or_right() -> None:
     """Straight-through gradients have no second derivative: torch must say so, not give a wrong one."""
     layer = nn.Linear(8, 4, products=SUN)
