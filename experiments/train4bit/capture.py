@@ -114,7 +114,7 @@ def moments(task: Task, seed: int) -> Iterator[tuple[str, nn.Module, Tensor, Ten
     torch.set_num_threads(1)
     data = task.data(seed)
     torch.manual_seed(seed)
-    model, groups = recipes.groups(task.model(data.classes), "float32", task.decay)
+    model, groups = recipes.prepared(task.model(data.classes), "float32", task.decay)
     optimizer: torch.optim.Optimizer = (
         torch.optim.AdamW(groups, task.rate) if task.adam else torch.optim.SGD(groups, task.rate, momentum=0.9)
     )

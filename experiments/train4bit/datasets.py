@@ -24,6 +24,7 @@ FASHION = Path(os.environ.get("LOWBIT_FASHION_MNIST", "/usr/share/datasets/fashi
 FASHION_IMAGES = 20_000
 SIDE = 14
 FRAMES = 32  # of a recording: 96 % are shorter, the rest lose their end
+STACKED = 4  # frames that the network reads at once
 COEFFICIENTS = 13
 TEST_CHARACTERS = 100_000
 
@@ -35,8 +36,8 @@ class Data:
     Attributes
     ----------
     x, y, test_x, test_y : torch.Tensor
-        Images of shape (n, 1, 14, 14); recordings of shape (n, 16, 27): pairs of frames of 13 coefficients, and whether
-        there was a frame; texts as one row of character numbers, with no `y`.
+        Images of shape (n, 1, 14, 14); recordings of shape (n, 8, 53): four frames of 13 coefficients at a time, and whether
+        there was one; texts as one row of character numbers, with no `y`.
     classes : int
         How many labels or characters there are.
     """
@@ -100,12 +101,12 @@ def _speech() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     # The coefficients differ in size by two orders (the first is the loudness): each is standardized.
     frames = (frames - frames.mean(axis=0)) / frames.std(axis=0)
     x = np.zeros((len(labels), FRAMES, COEFFICIENTS), np.float32)
-    present = np.zeros((len(labels), FRAMES // 2, 1), np.float32)
+    present = np.zeros((len(labels), FRAMES // STACKED, 1), np.float32)
     for i, (end, length) in enumerate(zip(np.cumsum(lengths), lengths, strict=True)):
         kept = min(int(length), FRAMES)
         x[i, :kept] = frames[end - length : end - length + kept]
-        present[i, : -(-kept // 2)] = 1
-    return np.concatenate([x.reshape(len(labels), FRAMES // 2, -1), present], axis=2), labels.astype(np.int64)
+        present[i, : -(-kept // STACKED)] = 1
+    return np.concatenate([x.reshape(len(labels), FRAMES // STACKED, -1), present], axis=2), labels.astype(np.int64)
 
 
 @cache

@@ -57,6 +57,8 @@ class Quantizer:
     def scale(self, dy: Tensor) -> float:
         """Give the scale: what one unit of the grid stands for."""
         reference, largest = lb.get_format(GRIDS[self.grid]).reference, float(dy.abs().max())
+        if largest == 0:
+            return 1.0
         if self.scaling == "amax":
             return largest / reference
         if self.scaling == "gradscale":

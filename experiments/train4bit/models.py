@@ -27,24 +27,23 @@ def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, *, norm: boo
     return [layer, nn.BatchNorm2d(outputs)] if norm else [layer]
 
 
-def bottleneck(inputs: int, outputs: int, stride: int) -> Residual:
+def bottleneck(inputs: int, outputs: int) -> Residual:
     """1 x 1, 3 x 3, 1 x 1: the block whose pointwise convolutions the paper would keep in FP8."""
     width = outputs // 2
     inside = nn.Sequential(
-        *conv(inputs, width, 1), nn.ReLU(), *conv(width, width, 3, stride), nn.ReLU(), *conv(width, outputs, 1)
+        *conv(inputs, width, 1), nn.ReLU(), *conv(width, width), nn.ReLU(), *conv(width, outputs, 1)
     )
-    same = stride == 1 and inputs == outputs
-    return Residual(inside, nn.Identity() if same else nn.Sequential(*conv(inputs, outputs, 1, stride)))
+    return Residual(inside, nn.Identity() if inputs == outputs else nn.Sequential(*conv(inputs, outputs, 1)))
 
 
 def vision(classes: int) -> nn.Module:
-    """Make a residual network with batch norm: ten convolutions, two of its blocks bottlenecks."""
+    """Make a residual network with batch norm at 7 x 7: ten convolutions, two of its blocks bottlenecks."""
     return nn.Sequential(
-        *conv(1, 16),
+        *conv(1, 16, 3, 2),
         nn.ReLU(),
         Residual(nn.Sequential(*conv(16, 16), nn.ReLU(), *conv(16, 16)), nn.Identity()),
-        bottleneck(16, 32, 2),
-        bottleneck(32, 32, 1),
+        bottleneck(16, 32),
+        bottleneck(32, 32),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(32, classes),
@@ -62,7 +61,7 @@ def deep(classes: int, depth: int, *, norm: bool) -> nn.Module:
     for _ in range(depth // 2):
         inside = nn.Sequential(*conv(width, width, norm=norm), nn.ReLU(), *conv(width, width, norm=norm))
         layers.append(Residual(inside, nn.Identity()))
-    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
+    model = nn.Sequential(*layers, nn.AvgPool2d(3, 2), nn.Flatten(), nn.Linear(9 * width, classes))
     if not norm:
         for layer in (m for m in model.modules() if isinstance(m, nn.Conv2d)):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -72,9 +71,9 @@ def deep(classes: int, depth: int, *, norm: bool) -> nn.Module:
 
 
 class Speech(nn.Module):
-    """A layer on each pair of frames, two LSTM layers, the mean over the frames that are there, and scores."""
+    """A layer on every four frames, two LSTM layers, the mean over the frames that are there, and scores."""
 
-    def __init__(self, classes: int, inputs: int = 26, width: int = 64) -> None:
+    def __init__(self, classes: int, inputs: int = 52, width: int = 64) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, width)
         self.lstm = nn.LSTM(width, width, num_layers=2, batch_first=True)
@@ -106,7 +105,7 @@ class Transformer(nn.Module):
     def __init__(self, classes: int, length: int, width: int = 64, layers: int = 2) -> None:
         super().__init__()
         self.embedding = nn.Embedding(classes, width)
-        self.place = nn.Parameter(torch.randn(length, width) * 0.1)
+        self.places = nn.Embedding(length, width)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
             for _ in range(layers)
@@ -116,7 +115,7 @@ class Transformer(nn.Module):
         self.register_buffer("mask", torch.full((length, length), float("-inf")).triu(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        states = self.embedding(x) + self.place
+        states = self.embedding(x) + self.places.weight
         for layer in self.layers:
             states = layer(states, src_mask=self.mask, is_causal=True)
         return self.last(self.norm(states))

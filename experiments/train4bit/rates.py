@@ -1,4 +1,4 @@
-"""The learning rates: three for each task, on float32 alone, with seeds that no comparison uses."""
+"""The learning rates: three or four for each task, on float32 alone, with seeds that no comparison uses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks import TASKS
 
 SEEDS = (1000, 1001)
 DESCENT = (0.03, 0.1, 0.3)
-ADAM = (0.003, 0.01, 0.03)
+ADAM = (0.003, 0.01, 0.03, 0.1)
 
 
 def runs() -> Iterator[Run]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from lowbit import torch as lt
+from lowbit.torch import Recipe
+from lowbit.torch import recipes as r
+
 #: Scales of the curve: the gradient is multiplied by 2**k before it is rounded.
-POWERS = range(0, 25, 3)
-FIXED = 10  # the fixed power of the switch matrix: the middle of what an earlier trial found to work
+POWERS = range(0, 25, 4)
+FIXED = 12  # the fixed power of the switch matrix: the middle of the curve
+#: Where GradScale starts when it does not start at 1: of what the paper's figure shows, the least.
+START = 20
 
 
-def core() -> dict[str, Callable[[], Any]]:
+def core() -> dict[str, Callable[[], Recipe]]:
     """The recipes that are compared on every task (float32 is torch alone)."""
-    from lowbit.torch import recipes as r
-
     return {
         "int4_forward": r.int4_forward,
         "sun2020": r.sun2020,
@@ -27,75 +30,49 @@ def core() -> dict[str, Callable[[], Any]]:
     }
 
 
-def switches() -> dict[str, Callable[[], Any]]:
-    """Turn every switch of the 4-bit recipe by itself, and phases and scales together."""
-    from lowbit.torch import recipes as r
-
+def switches() -> dict[str, Callable[[], Recipe]]:
+    """The switches of `sun2020`: phases and scales together, each FP8 by itself."""
     one = partial(r.sun2020, phases=1)
     return {
         "one phase": one,
         "amax": partial(r.sun2020, scaling="amax"),
         "one phase, amax": partial(one, scaling="amax"),
         f"2^{FIXED}": partial(r.sun2020, scaling=2.0**FIXED),
+        f"from 2^{START}": partial(r.sun2020, grad_scale=2.0**START),
         f"one phase, 2^{FIXED}": partial(one, scaling=2.0**FIXED),
         "pointwise fp8": partial(r.sun2020, pointwise="fp8"),
         "grad_weight fp8": partial(r.sun2020, grad_weight="fp8"),
     }
 
 
-def bases() -> dict[str, Callable[[], Any]]:
-    """One grid for both gradients: powers of 2, 4 and 8, powers of 4 without zero, integers; nearest or drawn."""
-    from lowbit.torch import recipes as r
-
-    grids = {
-        "radix-2": "radix(2,3)",
-        "radix-4": "radix4",
-        "radix-8": "radix(8,3)",
-        "radix-4 without zero": "radix(4,3,nozero)",
-        "INT4": "int4_symmetric",
-    }
-    ways: dict[str, Callable[[], Any]] = {
-        f"{title}, {rounding}": partial(with_gradients, r.sun2020, format=grid, rounding=rounding)
-        for title, grid in grids.items()
+def bases() -> dict[str, Callable[[], Recipe]]:
+    """One grid for both gradients: powers of 2, 4 and 8, and integers, nearest or drawn, by the largest magnitude."""
+    return {
+        f"{'INT4' if base == 'int4' else f'base {base}'}, {rounding}": partial(
+            r.sun2020, phases=1, scaling="amax", base=base, rounding=rounding
+        )
+        for base in (2, 4, 8, "int4")
         for rounding in ("nearest", "stochastic")
-        if not (grid == "radix4" and rounding == "nearest")  # that is "one phase, amax"
+        if (base, rounding) != (4, "nearest")  # that is "one phase, amax"
     }
-    return ways
 
 
-def curve() -> dict[str, Callable[[], Any]]:
-    """The 4-bit recipe at fixed scales."""
-    from lowbit.torch import recipes as r
-
+def curve() -> dict[str, Callable[[], Recipe]]:
+    """`sun2020` at fixed scales."""
     return {f"2^{k}": partial(r.sun2020, scaling=2.0**k) for k in POWERS}
 
 
-def with_gradients(recipe: Callable[[], Any], *, format: str, rounding: str) -> Any:
-    """Round both gradients of a recipe to one format, by the largest magnitude."""
-    from lowbit.torch import Spec
-
-    made = recipe()
-    spec = Spec(format, scale="amax", rounding=rounding)
-    return replace(made, inner=replace(made.inner, grad_input=spec, grad_weight=spec))
-
-
-def find(name: str) -> Any:
+def find(name: str) -> Recipe:
     """Make the recipe of a name."""
     return (core() | switches() | curve() | bases())[name]()
 
 
-def groups(model: nn.Module, recipe: str, decay: float) -> tuple[nn.Module, list[dict[str, Any]]]:
+def prepared(model: nn.Module, recipe: str, decay: float) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Prepare a model and list its parameters for the optimizer; float32 is left as torch made it.
 
-    Weights decay, biases and the parameters of norms do not; PACT's clips do, as in its paper.
+    PACT's clips decay as everything else does.
     """
-    if recipe != "float32":
-        from lowbit import torch as lt
-
-        model = lt.prepare(model, find(recipe))
-    clips = [p for n, p in model.named_parameters() if n.endswith("site.clip")]
-    others = [p for n, p in model.named_parameters() if not n.endswith("site.clip")]
-    return model, [
-        {"params": [p for p in others if p.ndim > 1] + clips, "weight_decay": decay},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    if recipe == "float32":
+        return model, [{"params": list(model.parameters()), "weight_decay": decay}]
+    model = lt.prepare(model, find(recipe))
+    return model, lt.param_groups(model, pact_decay=decay, weight_decay=decay)

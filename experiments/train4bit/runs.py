@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+import lowbit as lb
+
 WARM_UP = 0.05
 LAST = 0.2  # the share of the steps over which the train loss is averaged
 QUICK = 0.1
@@ -33,19 +35,13 @@ QUICK = 0.1
 class Run:
     """What makes one run: a name of `TASKS`, a name of `recipes.find` or "float32", a seed.
 
-    `rate` is a learning rate in place of the task's own; `quick` trains for a tenth of the steps.
+    `rate` is a learning rate in place of the task's own.
     """
 
     task: str
     recipe: str
     seed: int
     rate: float | None = None
-    quick: bool = False
-
-    @property
-    def key(self) -> str:
-        """What tells this run from others."""
-        return json.dumps([self.task, self.recipe, self.seed, self.rate, self.quick])
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -54,8 +50,14 @@ def rate_at(step: int, steps: int) -> float:
     return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run, *, quick: bool = False) -> dict[str, Any]:
     """Train and test one network.
+
+    Parameters
+    ----------
+    run : Run
+    quick : bool
+        Stop after a tenth of the steps.
 
     Returns
     -------
@@ -66,13 +68,14 @@ def train(run: Run) -> dict[str, Any]:
         there are batch norms). Numbers of a run that left the finite ones are None.
     """
     torch.set_num_threads(1)
+    lb.set_num_threads(1)
     task = TASKS[run.task]
     if run.rate is not None:
         task = replace(task, rate=run.rate)
-    steps = max(2, round(task.steps * QUICK)) if run.quick else task.steps
+    steps = max(2, round(task.steps * QUICK)) if quick else task.steps
     data = task.data(run.seed)
     torch.manual_seed(run.seed)
-    model, groups = recipes.groups(task.model(data.classes), run.recipe, task.decay)
+    model, groups = recipes.prepared(task.model(data.classes), run.recipe, task.decay)
     optimizer: torch.optim.Optimizer = (
         torch.optim.AdamW(groups, task.rate) if task.adam else torch.optim.SGD(groups, task.rate, momentum=0.9)
     )
@@ -97,7 +100,7 @@ def train(run: Run) -> dict[str, Any]:
         "accuracy": accuracy,
         "train_loss": finite(float(np.mean(last))),
         "seconds": round(seconds, 2),
-        "grad_scales": [math.log2(b.item()) for n, b in model.named_buffers() if n.endswith("site.grad_scale")],
+        "grad_scales": [math.log2(b.item()) for n, b in model.named_buffers() if n.endswith(".grad_scale")],
         "means": [finite(m.running_mean.abs().max().item()) for m in norms],
         "batch_nll": None,
     }
@@ -128,38 +131,43 @@ def test(model: nn.Module, task: Task, pieces: Iterable[tuple[Tensor, Tensor]]) 
 
 
 class Records:
-    """The finished runs, in a file of one JSON object a line."""
+    """The finished runs, in a file of one JSON object a line.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file, which need not exist.
+    quick : bool
+        Whether new runs stop after a tenth of the steps.
+    """
+
+    def __init__(self, path: Path, *, quick: bool = False) -> None:
+        self.path, self.quick = path, quick
         lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines]
+        self.rows = {Run(*(row[k] for k in ("task", "recipe", "seed", "rate"))): row for row in map(json.loads, lines)}
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.rows)
-
-    def get(self, run: Run) -> dict[str, Any] | None:
-        """Find the record of a run."""
-        return next((row for row in self.rows if all(row[k] == v for k, v in vars(run).items())), None)
-
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, run: Run, row: dict[str, Any]) -> None:
         """Write a record down at once."""
-        self.rows.append(row)
+        self.rows[run] = row
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
+    def of(self, task: str, recipe: str) -> dict[int, dict[str, Any]]:
+        """Give the records of a task and a recipe by their seeds, at the task's own rate."""
+        return {run.seed: row for run, row in self.rows.items() if run == Run(task, recipe, run.seed)}
+
 
 def run_all(runs: Iterable[Run], records: Records, jobs: int, title: str) -> None:
     """Train what has no record yet, `jobs` at a time, and record each run as it ends."""
-    left = [run for run in dict.fromkeys(runs) if records.get(run) is None]
+    left = [run for run in dict.fromkeys(runs) if run not in records.rows]
     # A process that was forked would inherit torch's threads; each gets one core.
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool, tqdm(total=len(left), desc=title) as bar:
-        waiting = {pool.submit(train, run): run for run in left}
+        waiting = {pool.submit(train, run, quick=records.quick): run for run in left}
         try:
             for future in as_completed(waiting):
-                records.add(future.result())
                 run = waiting[future]
+                records.add(run, future.result())
                 bar.set_postfix_str(f"{run.task}, {run.recipe}, seed {run.seed}")
                 bar.update()
         except BaseException:

@@ -15,11 +15,6 @@ import torch
 from datasets import Data
 from torch import Tensor, nn
 
-#: Characters in one row of a text, and rows in a batch.
-LENGTH = 32
-ROWS = 32
-
-
 @dataclass(frozen=True)
 class Task:
     """One thing to learn.
@@ -41,9 +36,9 @@ class Task:
     steps : int
         How many batches.
     batch : int
-        How many images or recordings, or rows of `LENGTH` characters.
-    text : bool
-        Whether it learns to tell the next character.
+        How many images, recordings or rows of text.
+    length : int
+        How many characters there are in a row of text, where the task is to tell the next one; else 0.
     """
 
     title: str
@@ -54,26 +49,30 @@ class Task:
     decay: float
     steps: int
     batch: int = 64
-    text: bool = False
+    length: int = 0
 
 
 DEPTHS = (6, 12, 20)
-_image = partial(Task, data=datasets.mnist, adam=False, decay=5e-4, steps=250)
-_language = partial(Task, data=datasets.text, adam=True, decay=0.01, batch=ROWS, text=True)
+_image = partial(Task, adam=False, decay=5e-4)
+_language = partial(Task, adam=True, decay=0.01)
 
 TASKS = {
-    "mnist": _image("MNIST-5k, residual network", model=models.vision, rate=0.1),
-    "fashion": _image("Fashion-MNIST 20k, residual network", data=datasets.fashion, model=models.vision, rate=0.1, steps=300),
+    "mnist": _image("MNIST-5k, residual network", datasets.mnist, models.vision, rate=0.1, steps=400),
+    "fashion": _image("Fashion-MNIST, residual network", datasets.fashion, models.vision, rate=0.1, steps=400),
     "speech": Task(
-        "spoken digits, LSTM", datasets.speech, models.Speech, adam=True, rate=5e-3, decay=0.01, steps=300
+        "spoken digits, LSTM", datasets.speech, models.Speech, adam=True, rate=0.03, decay=0.01, steps=200
     ),
-    "transformer": _language("characters, transformer", model=partial(models.Transformer, length=LENGTH), rate=5e-3, steps=300),
-    "lstm": _language("characters, LSTM", model=models.LanguageLSTM, rate=1e-2, steps=250),
+    "transformer": _language(
+        "text, transformer", datasets.text, partial(models.Transformer, length=32), rate=0.03, steps=250, batch=32, length=32
+    ),
+    "lstm": _language("text, LSTM", datasets.text, models.LanguageLSTM, rate=0.03, steps=200, batch=64, length=16),
 } | {
     f"depth{depth}{'' if norm else '-plain'}": _image(
         f"MNIST-5k, {depth} layers {'with' if norm else 'without'} batch norm",
-        model=partial(models.deep, depth=depth, norm=norm),
-        rate=0.1 if norm else 0.03,
+        datasets.mnist,
+        partial(models.deep, depth=depth, norm=norm),
+        rate=0.03,
+        steps=200,
     )
     for norm in (True, False)
     for depth in DEPTHS
@@ -83,10 +82,10 @@ TASKS = {
 def batches(task: Task, data: Data, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Give `steps` batches in an order that depends on the seed alone."""
     order = torch.Generator().manual_seed(seed)
-    if task.text:
+    if task.length:
         for _ in range(steps):
-            starts = torch.randint(len(data.x) - LENGTH, (task.batch, 1), generator=order)
-            rows = data.x[starts + torch.arange(LENGTH + 1)]
+            starts = torch.randint(len(data.x) - task.length, (task.batch, 1), generator=order)
+            rows = data.x[starts + torch.arange(task.length + 1)]
             yield rows[:, :-1], rows[:, 1:]
         return
     rows = torch.empty(0, dtype=torch.int64)
@@ -100,7 +99,7 @@ def batches(task: Task, data: Data, steps: int, seed: int) -> Iterator[tuple[Ten
 def tests(task: Task, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
     """Give what is tested on, in batches."""
     x, y = data.test_x, data.test_y
-    if task.text:
-        whole = (len(x) - 1) // LENGTH * LENGTH
-        x, y = x[:whole].view(-1, LENGTH), x[1 : whole + 1].view(-1, LENGTH)
+    if task.length:
+        whole = (len(x) - 1) // task.length * task.length
+        x, y = x[:whole].view(-1, task.length), x[1 : whole + 1].view(-1, task.length)
     yield from zip(x.split(250), y.split(250), strict=True)
