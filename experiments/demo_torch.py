@@ -44,9 +44,7 @@ def everywhere(change: Callable[[Products], Products]) -> Recipe:
 RECIPES = {
     "float32": recipes.float32(),
     "INT4 forward, float32 gradients": everywhere(partial(replace, grad_input=None, grad_weight=None)),
-    "INT4, radix-4 gradients, one phase": everywhere(
-        partial(replace, grad_weight=Spec("radix4", scale="gradscale"))
-    ),
+    "INT4, radix-4 gradients, one phase": everywhere(partial(replace, grad_weight=Spec("radix4", scale="gradscale"))),
     "INT4, radix-4 gradients, two phases": recipes.int4_rescaled(),
 }
 

@@ -68,10 +68,10 @@ def from_modules(model: nn.Module, x: Tensor, y: Tensor) -> list[Caught]:
     caught: list[Caught] = []
 
     def remember(name: str) -> Callable[..., None]:
-        return lambda module, args: inputs.__setitem__(name, args[0].detach())
+        return lambda _, args: inputs.__setitem__(name, args[0].detach())
 
     def catch(name: str, layer: nn.Module) -> Callable[..., None]:
-        return lambda module, grads: caught.append(as_matrices(name, layer, inputs[name], grads[0]))
+        return lambda _, grads: caught.append(as_matrices(name, layer, inputs[name], grads[0]))
 
     hooks = []
     for name, layer in list(layers.items())[1:-1] if isinstance(model, nn.Sequential) else list(layers.items())[:-1]:

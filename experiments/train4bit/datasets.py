@@ -36,8 +36,8 @@ class Data:
     Attributes
     ----------
     x, y, test_x, test_y : torch.Tensor
-        Images of shape (n, 1, 14, 14); recordings of shape (n, 8, 53): four frames of 13 coefficients at a time, and whether
-        there was one; texts as one row of character numbers, with no `y`.
+        Images of shape (n, 1, 14, 14); recordings of shape (n, 8, 53): four frames of 13 coefficients at a time, and
+        whether there was one; texts as one row of character numbers, with no `y`.
     classes : int
         How many labels or characters there are.
     """
@@ -89,7 +89,9 @@ def _fashion() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         raise MissingPackageError(
             f"no Fashion-MNIST in {FASHION}: apt-get install dataset-fashion-mnist, or LOWBIT_FASHION_MNIST=folder"
         )
-    pixels, labels = (np.frombuffer(gzip.decompress(f.read_bytes()), np.uint8, offset=o) for f, o in zip(files, (16, 8), strict=True))
+    pixels, labels = (
+        np.frombuffer(gzip.decompress(f.read_bytes()), np.uint8, offset=o) for f, o in zip(files, (16, 8), strict=True)
+    )
     rows = np.random.default_rng(0).permutation(len(labels))[:FASHION_IMAGES]
     return halve(pixels.reshape(-1, 28 * 28)[rows]), labels[rows].astype(np.int64)
 
@@ -115,9 +117,8 @@ def _text() -> tuple[Tensor, str]:
     found = re.search(r'"""\n(.*?)"""', source, re.DOTALL)
     assert found, "the text is the file's first long string"
     text = found[1]
-    alphabet = "".join(sorted(set(text)))
-    numbers = {character: i for i, character in enumerate(alphabet)}
-    return torch.tensor([numbers[character] for character in text]), alphabet
+    characters, numbers = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+    return torch.from_numpy(numbers), "".join(map(chr, characters))
 
 
 def mnist(seed: int) -> Data:

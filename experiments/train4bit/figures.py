@@ -84,7 +84,7 @@ def compare(records: Records, path: Path) -> None:
     figure, axes = new(len(plan.TASKS), 3.1)
     names = [*recipes.core(), plan.FP8]
     for ax, task in zip(axes, plan.TASKS, strict=True):
-        name, more = measure(task)
+        more = measure(task)[1]
         for i, recipe in enumerate(names):
             moved = change(records, task, recipe)
             if moved is not None:
@@ -107,14 +107,23 @@ def curve(records: Records, path: Path) -> None:
             }
             fixed = {power: spread[f"2^{power}"] for power in recipes.POWERS if spread[f"2^{power}"]}
             ax.errorbar(
-                list(fixed), [np.mean(v) for v in fixed.values()], [np.std(v) for v in fixed.values()], fmt="o-", color=COLOURS[1], label="fixed scale"
+                list(fixed),
+                [np.mean(v) for v in fixed.values()],
+                [np.std(v) for v in fixed.values()],
+                fmt="o-",
+                color=COLOURS[1],
+                label="fixed scale",
             )
             for recipe, label, colour in (("sun2020", "GradScale", 2), ("amax", "amax", 3), ("float32", "float32", 0)):
                 if spread[recipe]:
                     middle, half = np.mean(spread[recipe]), np.std(spread[recipe])
                     ax.axhline(middle, color=COLOURS[colour], label=label)
                     ax.axhspan(middle - half, middle + half, color=COLOURS[colour], alpha=0.12, linewidth=0)
-            ax.set(title=f"{TASKS[task].title}: {'test NLL' if name == 'nll' else 'train loss'}", xlabel="log2 of the scale", yscale="log")
+            ax.set(
+                title=f"{TASKS[task].title}: {'test NLL' if name == 'nll' else 'train loss'}",
+                xlabel="log2 of the scale",
+                yscale="log",
+            )
     axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 

@@ -18,6 +18,7 @@ class Residual(nn.Module):
         self.inside, self.beside = inside, beside
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add what is inside to what is beside."""
         return torch.relu(self.beside(x) + self.inside(x))
 
 
@@ -30,9 +31,7 @@ def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, *, norm: boo
 def bottleneck(inputs: int, outputs: int) -> Residual:
     """1 x 1, 3 x 3, 1 x 1: the block whose pointwise convolutions the paper would keep in FP8."""
     width = outputs // 2
-    inside = nn.Sequential(
-        *conv(inputs, width, 1), nn.ReLU(), *conv(width, width), nn.ReLU(), *conv(width, outputs, 1)
-    )
+    inside = nn.Sequential(*conv(inputs, width, 1), nn.ReLU(), *conv(width, width), nn.ReLU(), *conv(width, outputs, 1))
     return Residual(inside, nn.Identity() if inputs == outputs else nn.Sequential(*conv(inputs, outputs, 1)))
 
 
@@ -80,6 +79,7 @@ class Speech(nn.Module):
         self.last = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Score recordings of shape (n, steps, coefficients + 1)."""
         frames, present = x[..., :-1], x[..., -1:] > 0
         states, _ = self.lstm(torch.relu(self.first(frames)))
         return self.last((states * present).sum(1) / present.sum(1))
@@ -95,6 +95,7 @@ class LanguageLSTM(nn.Module):
         self.last = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Score the next character at every place of texts of shape (n, length)."""
         states, _ = self.lstm(self.embedding(x))
         return self.last(states)
 
@@ -115,6 +116,7 @@ class Transformer(nn.Module):
         self.register_buffer("mask", torch.full((length, length), float("-inf")).triu(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Score the next character at every place of texts of shape (n, length)."""
         states = self.embedding(x) + self.places.weight
         for layer in self.layers:
             states = layer(states, src_mask=self.mask, is_causal=True)

@@ -20,7 +20,7 @@ START = 20
 
 
 def core() -> dict[str, Callable[[], Recipe]]:
-    """The recipes that are compared on every task (float32 is torch alone)."""
+    """List the recipes that are compared on every task (float32 is torch alone)."""
     return {
         "int4_forward": r.int4_forward,
         "sun2020": r.sun2020,
@@ -31,7 +31,7 @@ def core() -> dict[str, Callable[[], Recipe]]:
 
 
 def switches() -> dict[str, Callable[[], Recipe]]:
-    """The switches of `sun2020`: phases and scales together, each FP8 by itself."""
+    """Turn the switches of `sun2020`: phases and scales together, where GradScale starts, each FP8 by itself."""
     one = partial(r.sun2020, phases=1)
     return {
         "one phase": one,
@@ -46,7 +46,7 @@ def switches() -> dict[str, Callable[[], Recipe]]:
 
 
 def bases() -> dict[str, Callable[[], Recipe]]:
-    """One grid for both gradients: powers of 2, 4 and 8, and integers, nearest or drawn, by the largest magnitude."""
+    """Take one grid for both gradients, by amax: powers of 2, 4 and 8, and integers, nearest or drawn."""
     return {
         f"{'INT4' if base == 'int4' else f'base {base}'}, {rounding}": partial(
             r.sun2020, phases=1, scaling="amax", base=base, rounding=rounding
@@ -58,7 +58,7 @@ def bases() -> dict[str, Callable[[], Recipe]]:
 
 
 def curve() -> dict[str, Callable[[], Recipe]]:
-    """`sun2020` at fixed scales."""
+    """Fix the scale of `sun2020`."""
     return {f"2^{k}": partial(r.sun2020, scaling=2.0**k) for k in POWERS}
 
 

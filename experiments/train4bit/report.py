@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import figures
-import gradients
 import plan
 import recipes
 import tables
@@ -71,7 +70,7 @@ def findings(records: Records) -> str:
 
 
 def section_a(folder: Path) -> str:
-    """A: gradients rounded."""
+    """Write A: gradients rounded."""
     rows, deep = load(folder / "gradients.csv"), load(folder / "through.csv")
     if not rows:
         return ""
@@ -97,12 +96,14 @@ def section_a(folder: Path) -> str:
 
 
 def section_b(records: Records, folder: Path) -> str:
-    """B: recipes, and the switches of one."""
+    """Write B: recipes, and the switches of one."""
     text = ""
     parts = [tables.compared(records, task, ("float32", *recipes.core(), plan.FP8)) for task in plan.TASKS]
     if any(records.of(task, "sun2020") for task in plan.TASKS):
         figures.compare(records, folder / "compare.png")
-        text += f"\n## B. Recipes in training\n\n{command('compare')}. Means, and paired changes from float32 with 95 %\n"
+        text += (
+            f"\n## B. Recipes in training\n\n{command('compare')}. Means, and paired changes from float32 with 95 %\n"
+        )
         text += "intervals. The dotted line is the margin.\n\n![Changes from float32](train4bit/compare.png)\n\n"
         text += "\n".join(parts)
     if records.of(plan.CLOSER[0], "one phase, amax"):
@@ -117,11 +118,13 @@ def section_b(records: Records, folder: Path) -> str:
 
 
 def section_c(records: Records, folder: Path) -> str:
-    """C: fixed scales."""
+    """Write C: fixed scales."""
     if not records.of(plan.CLOSER[0], "2^0"):
         return ""
     figures.curve(records, folder / "curve.png")
-    text = f"\n## C. GradScale beside fixed scales\n\n{command('curve')}. Bars and bands are standard deviations over seeds.\n"
+    text = (
+        f"\n## C. GradScale beside fixed scales\n\n{command('curve')}. Bars, bands: standard deviations over seeds.\n"
+    )
     text += "\n![Loss against fixed scales](train4bit/curve.png)\n\n"
     for task in plan.CLOSER:
         text += tables.compared(records, task, (*recipes.curve(), "amax", "sun2020"))
@@ -130,11 +133,13 @@ def section_c(records: Records, folder: Path) -> str:
 
 
 def section_d(records: Records) -> str:
-    """D: grids of gradients."""
+    """Write D: grids of gradients."""
     names = [*recipes.bases(), "one phase, amax"]
     if not records.of(plan.CLOSER[0], "INT4, nearest"):
         return ""
-    text = f"\n## D. Which base?\n\n{command('bases')}. Both gradients on one grid, scaled by amax; `one phase, amax` is\n"
+    text = (
+        f"\n## D. Which base?\n\n{command('bases')}. Both gradients on one grid, scaled by amax; `one phase, amax` is\n"
+    )
     text += "base 4 to nearest.\n\n"
     for task in plan.CLOSER:
         text += tables.compared(records, task, ("float32", *names, "sun2020")) + "\n"
@@ -144,7 +149,7 @@ def section_d(records: Records) -> str:
 
 
 def section_e(records: Records, folder: Path) -> str:
-    """E: depth."""
+    """Write E: depth."""
     if not any(records.of(task, "sun2020") for task in plan.DEEP):
         return ""
     figures.depth(records, folder / "depth.png")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import recipes
 import torch
-from tasks import TASKS, Task, batches, tests
+from tasks import TASKS, batches, tests
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -92,7 +92,7 @@ def train(run: Run, *, quick: bool = False) -> dict[str, Any]:
             break
     seconds = time.perf_counter() - start
     last = losses[-round(LAST * steps) :] if len(losses) == steps else [math.nan]
-    nll, accuracy = test(model, task, tests(task, data))
+    nll, accuracy = evaluate(model, tests(task, data))
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     record = {
         **vars(run),
@@ -108,7 +108,7 @@ def train(run: Run, *, quick: bool = False) -> dict[str, Any]:
         for norm in norms:
             norm.track_running_stats = False
             norm.running_mean = norm.running_var = None
-        record["batch_nll"] = finite(test(model, task, tests(task, data))[0])
+        record["batch_nll"] = finite(evaluate(model, tests(task, data))[0])
     return record
 
 
@@ -118,7 +118,7 @@ def finite(x: float) -> float | None:
 
 
 @torch.no_grad()
-def test(model: nn.Module, task: Task, pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+def evaluate(model: nn.Module, pieces: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     """Give the mean negative log-likelihood, in nats, and the share of right answers."""
     model.eval()
     total = right = count = 0.0

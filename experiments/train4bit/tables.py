@@ -81,7 +81,7 @@ def compared(records: Records, task: str, recipes: Iterable[str]) -> str:
 
 
 def differences(records: Records, task: str, against: Sequence[tuple[str, str]]) -> str:
-    """Write paired differences between two recipes: is the one better than the other?"""
+    """Write paired differences between two recipes, to see whether the one is better than the other."""
     rows = []
     for recipe, base in against:
         row = [recipe, base, str(len(pairs(records, task, recipe, base)))]
@@ -135,7 +135,9 @@ def rates_table(records: Records) -> str:
     rows = []
     for name, task in TASKS.items():
         tried = rates.ADAM if task.adam else rates.DESCENT
-        found = [(r, [row["nll"] for run, row in records.rows.items() if (run.task, run.rate) == (name, r)]) for r in tried]
+        found = [
+            (r, [row["nll"] for run, row in records.rows.items() if (run.task, run.rate) == (name, r)]) for r in tried
+        ]
         cells = [f"{r:g}: {np.mean([x if x is not None else np.nan for x in v]):.3f}" for r, v in found if v]
         if cells:
             rows.append([task.title, "AdamW" if task.adam else "momentum", ", ".join(cells), f"{task.rate:g}"])
@@ -169,4 +171,12 @@ def gradients(rows: Sequence[Row], network: str, scaling: str) -> Iterator[list[
         ]
         if mine:
             cells = [np.mean([float(row[name]) for row in mine]) for name in GRADIENT_COLUMNS]
-            yield [kind[0], kind[1], str(kind[2]), *(f"{cell:.3f}" if n != "E[x e]" else f"{1e3 * cell:+.2f}e-3" for n, cell in zip(GRADIENT_COLUMNS, cells, strict=True))]
+            yield [
+                kind[0],
+                kind[1],
+                str(kind[2]),
+                *(
+                    f"{cell:.3f}" if n != "E[x e]" else f"{1e3 * cell:+.2f}e-3"
+                    for n, cell in zip(GRADIENT_COLUMNS, cells, strict=True)
+                ),
+            ]

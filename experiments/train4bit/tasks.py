@@ -15,6 +15,7 @@ import torch
 from datasets import Data
 from torch import Tensor, nn
 
+
 @dataclass(frozen=True)
 class Task:
     """One thing to learn.
@@ -59,11 +60,15 @@ _language = partial(Task, adam=True, decay=0.01)
 TASKS = {
     "mnist": _image("MNIST-5k, residual network", datasets.mnist, models.vision, rate=0.1, steps=400),
     "fashion": _image("Fashion-MNIST, residual network", datasets.fashion, models.vision, rate=0.1, steps=400),
-    "speech": Task(
-        "spoken digits, LSTM", datasets.speech, models.Speech, adam=True, rate=0.03, decay=0.01, steps=200
-    ),
+    "speech": Task("spoken digits, LSTM", datasets.speech, models.Speech, adam=True, rate=0.03, decay=0.01, steps=200),
     "transformer": _language(
-        "text, transformer", datasets.text, partial(models.Transformer, length=32), rate=0.03, steps=250, batch=32, length=32
+        "text, transformer",
+        datasets.text,
+        partial(models.Transformer, length=32),
+        rate=0.03,
+        steps=250,
+        batch=32,
+        length=32,
     ),
     "lstm": _language("text, LSTM", datasets.text, models.LanguageLSTM, rate=0.03, steps=200, batch=64, length=16),
 } | {

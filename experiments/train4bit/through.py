@@ -41,10 +41,10 @@ def weight_gradients(model: nn.Module, x: Tensor, y: Tensor, how: Quantizer | No
     found: dict[str, Tensor] = {}
 
     def remember(name: str) -> Callable[..., None]:
-        return lambda module, args: inputs.__setitem__(name, args[0].detach())
+        return lambda _, args: inputs.__setitem__(name, args[0].detach())
 
     def catch(name: str, layer: nn.Module, number: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, grads: tuple[Tensor]) -> tuple[Tensor]:  # noqa: ARG001
+        def hook(_: nn.Module, grads: tuple[Tensor]) -> tuple[Tensor]:
             (dy,) = grads
             key = lb.Key(number)
             odd = dy if how is None else how.round(dy, odd=True, key=key)
