@@ -33,9 +33,10 @@ def measure(task: str) -> tuple[str, bool]:
 
 
 def change(records: Records, task: str, recipe: str, base: str = "float32", of: str | None = None) -> Interval | None:
-    """Give the paired relative change of a task's measure (or another's); None if fewer than 2 pairs are finite."""
+    """Give the paired relative change of a task's measure, or of another number; None if fewer than 2 are finite."""
     name = of or measure(task)[0]
-    both = [(a[name], b[name]) for a, b in pairs(records, task, recipe, base) if a["nll"] is not None]
+    both = [(a[name], b[name]) for a, b in pairs(records, task, recipe, base)]
+    both = [pair for pair in both if None not in pair]
     return relative(*zip(*both, strict=True)) if len(both) > 1 else None
 
 
