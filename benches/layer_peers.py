@@ -1,4 +1,4 @@
-"""The contenders of ``torch_layer.py``: a layer's forward and backward pass in float32, by lowbit, QPyTorch and plain torch.
+"""The contenders of ``torch_layer.py``: a layer's passes in float32, by lowbit, QPyTorch and plain torch.
 
 Each builds a call that gives y, dL/dx and dL/dW (and whatever gradients of its own) for the same x, W and dL/dy.
 """
@@ -47,7 +47,7 @@ class Problem:
 
 
 def problems() -> list[Problem]:
-    """Make the two layers of the goal: Linear 1024 x 1024 at batch 256, and 64 channels, 3 x 3, at 28 x 28, batch 64."""
+    """Make the layers of the goal: Linear 1024 x 1024, batch 256; 64 channels, 3 x 3, at 28 x 28, batch 64."""
     torch.manual_seed(0)
     made = []
     for name, layer, shape in (
@@ -77,7 +77,7 @@ def _step(layer: nn.Module, problem: Problem) -> Call:
 
 
 def gemms(problem: Problem) -> Call:
-    """The three products and nothing else: what overhead is measured from."""
+    """Multiply three times and do nothing else: what overhead is measured from."""
     w = problem.layer.weight.detach()
     assert isinstance(w, Tensor)
 
@@ -88,12 +88,12 @@ def gemms(problem: Problem) -> Call:
 
 
 def float32(problem: Problem) -> Call:
-    """torch's own layer: the unit."""
+    """Torch's own layer: the unit."""
     return _step(problem.float_layer(), problem)
 
 
 def lowbit(problem: Problem) -> Call:
-    """The layer that `prepare` makes of it, by sun2020."""
+    """Run the layer that `prepare` makes of it, by sun2020."""
     from lowbit.torch import prepare, recipes
 
     # Alone it would be the first layer, which stays float32.

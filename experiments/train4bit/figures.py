@@ -103,7 +103,9 @@ def curve(records: Records, path: Path) -> None:
         for ax, name in zip(axes[2 * k :], ("nll", "train_loss"), strict=False):
             seeds = records.of(task, "2^0")
             spread = {
-                recipe: [row[name] for s, row in records.of(task, recipe).items() if s in seeds and row[name] is not None]
+                recipe: [
+                    row[name] for s, row in records.of(task, recipe).items() if s in seeds and row[name] is not None
+                ]
                 for recipe in ("float32", *recipes.curve(), "sun2020", "amax")
             }
             fixed = {power: spread[f"2^{power}"] for power in recipes.POWERS if spread[f"2^{power}"]}

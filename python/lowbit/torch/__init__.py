@@ -17,6 +17,16 @@ from lowbit.torch._summary import summary
 from lowbit.torch._watch import watch
 
 __all__ = [
-    *("Products", "Recipe", "Rotation", "Spec", "nn", "ops", "recipes"),
-    *("freeze", "param_groups", "prepare", "summary", "watch"),
+    "Products",
+    "Recipe",
+    "Rotation",
+    "Spec",
+    "freeze",
+    "nn",
+    "ops",
+    "param_groups",
+    "prepare",
+    "recipes",
+    "summary",
+    "watch",
 ]

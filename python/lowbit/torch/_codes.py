@@ -84,8 +84,8 @@ def values(packed: Tensor, format: str, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(
             _core.dequantize(bytes_, format, shape, one, None, None, None, None, None, _FLOAT32, None)
         )
-    one = packed.new_ones((1,) * len(shape), dtype=torch.float32)
-    return _library.decoded(packed, one, None, None, format, shape, None, None, None, None, torch.float32)
+    unit = packed.new_ones((1,) * len(shape), dtype=torch.float32)
+    return _library.decoded(packed, unit, None, None, format, shape, None, None, None, None, torch.float32)
 
 
 def fake_quantize(x: Tensor, format: str, scale: float, *, rounding: str, key: lb.Key | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -115,6 +115,9 @@ def prepare(
         if type(module) is nn.TransformerEncoderLayer and any(isinstance(m, Site) for m in module.modules()):
             module.__class__ = quantized.TransformerEncoderLayer
             module.keep_from_fused()  # type: ignore[operator]  # it has just become one
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Site) for m in module.modules()):
+            # Nested tensors are for the fused path alone.
+            module.enable_nested_tensor = module.use_nested_tensor = False
     if compress_activations:
         _compress.compress(model)
     return model
@@ -190,7 +193,7 @@ def _convert(module: nn.Module, products: Products, recipe: Recipe) -> None:
     elif isinstance(module, quantized.LSTM | quantized.MultiheadAttention):
         module.quantize(products, **state)
     else:
-        module.site = Site(products, module.weight, **state)
+        module.site = Site(products, cast(Tensor, module.weight), **state)
     for site in module.modules():
         if isinstance(site, Site):
             site.train(module.training)

@@ -88,6 +88,18 @@ class Site(nn.Module):
         self._order = next(_ORDER)
         _SITES.add(self)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Site:
+        """Move with the model, but stay float32: the scales of gradients go beyond what half precision holds."""
+        before = {**self._parameters, **self._buffers}
+        super()._apply(fn, recurse)
+        for own in (self._parameters, self._buffers):
+            for name, now in own.items():
+                was = before[name]
+                if now is not None and was is not None and now.dtype != was.dtype:
+                    now.data = was.detach().to(now.device)
+        self.record = self.record.to(self.grad_scale.device if self.grad_scale is not None else self._weight[0].device)
+        return self
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if self.clip_signed is not None:

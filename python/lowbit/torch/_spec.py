@@ -98,7 +98,8 @@ class Spec:
                 raise TypeError(f"block_size: expected an int, got {type(self.block_size).__name__}")
             if self.block_size < 1 or not (self.per == "block" or fmt.default_block) or fmt.scale_format is not None:
                 raise lb.Error(
-                    f"block_size: {self.block_size} goes with per='block', from 1, in formats without a block of their own"
+                    f"block_size: {self.block_size} goes with per='block', from 1, and not with formats whose block is "
+                    "their own"
                 )
         if self.per == "tile" and (
             fmt.default_block is None or math.isqrt(fmt.default_block) ** 2 != fmt.default_block
