@@ -66,8 +66,10 @@ def split(x: NDArray[np.float32], y: NDArray[np.int64], held_out: float, seed: i
     order = np.random.default_rng(seed).permutation(len(y))
     learn, test = np.split(order, [round(len(y) * (1 - held_out))])
     mean, deviation = x[learn].mean(), x[learn].std()
-    tensors = [torch.from_numpy(a) for rows in (learn, test) for a in ((x[rows] - mean) / deviation, y[rows])]
-    return Data(*tensors, classes=int(y.max()) + 1)
+    x = (x - mean) / deviation
+    learnt, seen = (torch.from_numpy(x[rows]) for rows in (learn, test))
+    labels, hidden = (torch.from_numpy(y[rows]) for rows in (learn, test))
+    return Data(learnt, labels, seen, hidden, classes=int(y.max()) + 1)
 
 
 def halve(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

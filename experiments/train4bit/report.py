@@ -13,6 +13,7 @@ import recipes
 import tables
 import torch
 from runs import Records
+from tasks import TASKS
 
 import lowbit as lb
 
@@ -80,7 +81,7 @@ def section_a(folder: Path) -> str:
     head = ["grid", "rounding", "phases", *tables.GRADIENT_COLUMNS.values()]
     for network in networks:
         body = list(tables.gradients(rows, network, "gradscale"))
-        text += f"\n**{tables.TASKS[network].title}**, GradScale\n\n{tables.table(head, body)}\n"
+        text += f"\n**{TASKS[network].title}**, GradScale\n\n{tables.table(head, body)}\n"
     text += "\nRadix-4 to nearest in two phases, by scale:\n"
     for network in networks:
         body = [
@@ -89,7 +90,7 @@ def section_a(folder: Path) -> str:
             for line in tables.gradients(rows, network, scaling)
             if line[:3] == ["radix-4", "nearest", "2"]
         ]
-        text += f"\n**{tables.TASKS[network].title}**\n\n{tables.table(['scale', *head[3:]], body)}\n"
+        text += f"\n**{TASKS[network].title}**\n\n{tables.table(['scale', *head[3:]], body)}\n"
     if deep:
         figures.through(deep, folder / "through.png")
     return text
