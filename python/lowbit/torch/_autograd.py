@@ -93,6 +93,7 @@ class _Product(torch.autograd.Function):
         if call.recording:
             record[1 : _product.FORWARD_SLOTS] = seen[1:]
         _keep(ctx, x, w, key, grad_scale, grad_max, record, call, _flat(saved))
+        ctx.tile = saved[2].shape
         return y
 
     @staticmethod
@@ -103,7 +104,9 @@ class _Product(torch.autograd.Function):
         if key is None and call.products.random:
             key = _keys.draw()
         needs = ctx.needs_input_grad[:4]
-        grads = _product.backward(g, x, _saved(flat), w, key, grad_scale, grad_max, record, call, shape, needs)
+        grads = _product.backward(
+            g, x, _saved(flat, ctx.tile), w, key, grad_scale, grad_max, record, call, shape, needs
+        )
         return (*_cast(grads, needs, dtype, w), *(None,) * 5)
 
 
@@ -131,17 +134,18 @@ def _cast(
     return tuple(g.to(to) if need else None for g, need, to in zip(grads, needs, dtypes, strict=True))
 
 
-_Eight = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_Seven = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _flat(saved: Saved) -> _Eight:
+def _flat(saved: Saved) -> _Seven:
     x, mask, w = saved
-    return x.packed, x.scale, x.rest, mask, w.packed, w.scale, w.rest, torch.tensor(w.shape)
+    return x.packed, x.scale, x.rest, mask, w.packed, w.scale, w.rest
 
 
-def _saved(flat: Any) -> Saved:
-    x_packed, x_scale, x_rest, mask, w_packed, w_scale, w_rest, w_shape = flat
-    return Kept(x_packed, x_scale, x_rest, ()), mask, Kept(w_packed, w_scale, w_rest, tuple(w_shape.tolist()))
+def _saved(flat: Any, shape: tuple[int, ...]) -> Saved:
+    """Undo `_flat`; `shape` is that of the weight's codes."""
+    x_packed, x_scale, x_rest, mask, w_packed, w_scale, w_rest = flat
+    return Kept(x_packed, x_scale, x_rest, ()), mask, Kept(w_packed, w_scale, w_rest, shape)
 
 
 def _listed(geometry: Convolution | None) -> list[int]:
@@ -173,7 +177,7 @@ def _forward_op(
     geometry: list[int],
     keep: bool,
     recording: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     call = Call(Products.parse(products), _geometry(geometry), keep, recording, fixed=True)
     y, saved, seen = _product.forward(x, w, bias, clip, key, call)
     return y, *_flat(saved), seen
@@ -193,7 +197,7 @@ def _(
     geometry: list[int],
     keep: bool,
     recording: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     call = Call(Products.parse(products), _geometry(geometry), keep, recording, fixed=True)
     shape = (*x.shape[:-1], w.shape[0])
     if call.geometry is not None:
@@ -201,9 +205,8 @@ def _(
         sizes = zip(x.shape[2:], where.padding, where.dilation, w.shape[2:], where.stride, strict=True)
         shape = (x.shape[0], w.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes))
     y = x.new_empty(shape, dtype=torch.float32)
-    dims = x.new_empty(_product.kept_dims(w, call), dtype=torch.int64)
     seen = x.new_empty(_product.FORWARD_SLOTS, dtype=torch.float32)
-    return y, *_product.kept_sizes(x, w, call), dims, seen
+    return y, *_product.kept_sizes(x, w, call), seen
 
 
 @torch.library.custom_op("lowbit::product_backward", mutates_args=("record",))
@@ -224,7 +227,19 @@ def _backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(Products.parse(products), _geometry(geometry), True, recording, fixed=True)
     four = needs[0], needs[1], needs[2], needs[3]
-    return _product.backward(g, x, _saved(kept), w, key, grad_scale, grad_max, record, call, tuple(shape), four)
+    return _product.backward(
+        g,
+        x,
+        _saved(kept, _product.coded_shape(w, call)),
+        w,
+        key,
+        grad_scale,
+        grad_max,
+        record,
+        call,
+        tuple(shape),
+        four,
+    )
 
 
 @_backward_op.register_fake

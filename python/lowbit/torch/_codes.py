@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,18 +15,19 @@ from lowbit.torch._options import Options, on_core
 
 _FLOAT32 = np.dtype(np.float32)
 _ONE = np.ones((), np.float32)
+_NONE = torch.empty(0)
 
 
 def _options(
     format: str,
-    scale: str | float | Tensor | None,
+    scale: str | float | None,
     axis: int | None,
     block_size: int | None,
     rounding: str,
     key: lb.Key | None,
 ) -> Options:
     rule = scale if isinstance(scale, str) else None
-    given = torch.tensor(scale) if isinstance(scale, float) else scale if isinstance(scale, Tensor) else None
+    given = torch.tensor(scale) if isinstance(scale, float) else None
     words = None if key is None else _keys.pack(key.words)
     return Options(format, rule, given, None, None, axis, block_size, rounding, words)
 
@@ -32,7 +35,7 @@ def _options(
 def quantize(
     x: Tensor,
     format: str,
-    scale: str | float | Tensor | None,
+    scale: str | float | None,
     *,
     axis: int | None,
     block_size: int | None,
@@ -40,6 +43,13 @@ def quantize(
     key: lb.Key | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give packed codes, scales (or their codes), and the offsets or the scale of the tensor (else an empty tensor)."""
+    if on_core(x) and not x.requires_grad:
+        given: Any = np.array(scale, np.float32) if isinstance(scale, float) else scale
+        words = None if key is None else key.words
+        coded = _core.quantize(_bridge.array(x), format, given, None, None, axis, block_size, rounding, words, None)
+        shifts = _NONE if coded[2] is None else torch.from_numpy(coded[2])
+        shifts = shifts if coded[3] is None else torch.tensor([coded[3]])
+        return torch.from_numpy(coded[0]), torch.from_numpy(coded[1]), shifts
     options = _options(format, scale, axis, block_size, rounding, key)
     packed, scales, offset, tensor, _ = _library.coded(x.detach(), options)
     rest = tensor.reshape(1) if tensor is not None else x.new_empty(0, dtype=torch.float32)
@@ -90,6 +100,11 @@ def values(packed: Tensor, format: str, shape: tuple[int, ...]) -> Tensor:
 
 def fake_quantize(x: Tensor, format: str, scale: float, *, rounding: str, key: lb.Key | None) -> Tensor:
     """Round float32 numbers to a format's values times a scale."""
+    if on_core(x) and x.is_contiguous() and not x.requires_grad:
+        words = None if key is None else key.words
+        given = np.array(scale, np.float32)
+        y = _core.fake_quantize(_bridge.array(x), format, given, None, None, None, None, rounding, words, None)
+        return torch.from_numpy(y)
     return _library.rounded(x.detach(), False, _options(format, scale, None, None, rounding, key))[0]
 
 

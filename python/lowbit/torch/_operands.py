@@ -21,6 +21,9 @@ from lowbit.torch import _codes
 from lowbit.torch._contract import Steps, steps
 from lowbit.torch._spec import Rotation, Spec
 
+#: Below it float32 loses digits.
+_LEAST = 2.0**-126
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -53,14 +56,13 @@ def as_is(x: Tensor) -> Operand:
 
 def groups(spec: Spec, axis: int) -> dict[str, int | None]:
     """Say which numbers share a scale."""
-    fmt = lb.get_format(spec.format)
     if spec.in_blocks:
-        own = None if fmt.scale_format is not None else fmt.default_block
+        own = None if spec.record.scale_format is not None else spec.record.default_block
         return {"axis": axis, "block_size": spec.block_size or own}
     return {"axis": 0 if spec.per in ("channel", "token") else None, "block_size": None}
 
 
-def encode(x: Tensor, spec: Spec, *, axis: int, scale: Tensor | None = None, key: lb.Key | None = None) -> Kept:
+def encode(x: Tensor, spec: Spec, *, axis: int, scale: float | str | None = None, key: lb.Key | None = None) -> Kept:
     """Round numbers by a spec and keep their codes.
 
     Parameters
@@ -70,8 +72,8 @@ def encode(x: Tensor, spec: Spec, *, axis: int, scale: Tensor | None = None, key
     spec : Spec
     axis : int
         Which axis the product sums over.
-    scale : Tensor, optional
-        The scale, where it is not the spec's own to find.
+    scale : float or str, optional
+        The scale or the rule, where it is not the spec's own.
     key : Key, optional
         For stochastic rounding.
     """
@@ -97,7 +99,7 @@ def _not_finite(
 
     Under a scale of the tensor (``nvfp4``), which every number has a part in, that is every group.
     """
-    fmt = lb.get_format(spec.format)
+    fmt = spec.record
     packed, scale, rest = _codes.quantize(x.masked_fill(~finite, 0.0), spec.format, given, **options)
     if fmt.scale_format == "e4m3":
         scale = torch.full_like(scale, 127)
@@ -122,7 +124,7 @@ def decode(kept: Kept, spec: Spec, *, axis: int, shape: tuple[int, ...] | None =
 
 
 def quantized(
-    x: Tensor, spec: Spec | None, *, axis: int, scale: Tensor | None = None, key: lb.Key | None = None
+    x: Tensor, spec: Spec | None, *, axis: int, scale: float | str | None = None, key: lb.Key | None = None
 ) -> Operand:
     """Round numbers by a spec (or not at all) and make an operand of them."""
     if spec is None:
@@ -137,7 +139,7 @@ def quantized(
         kept = encode(x, spec, axis=axis, scale=scale, key=key)
         return decode(kept, spec, axis=axis, shape=tuple(x.shape))
     assert key is not None
-    draws = [quantized(x, _single(spec), axis=axis, scale=scale, key=key.fold(i)) for i in range(spec.samples)]
+    draws = [quantized(x, spec.single, axis=axis, scale=scale, key=key.fold(i)) for i in range(spec.samples)]
     total = draws[0].values
     for draw in draws[1:]:
         total = total + draw.values
@@ -147,30 +149,24 @@ def quantized(
     return Operand(total, draws[0].scale / spec.samples, sums)
 
 
-def _power_of_two(spec: Spec, scale: Tensor | None) -> float | None:
+def _power_of_two(spec: Spec, scale: float | str | None) -> float | None:
     """Give the scale, where it is a given number, and a power of two far from the ends of float32."""
-    if spec.in_blocks or spec.per != "tensor":
+    number = spec.scale if scale is None else scale
+    if spec.in_blocks or spec.per != "tensor" or not isinstance(number, float):
         return None
-    if scale is None:
-        number = spec.scale if isinstance(spec.scale, float) else None
-    else:
-        number = float(scale) if scale.numel() == 1 else None
-    return number if number is not None and math.frexp(number)[0] == 0.5 and 2.0**-64 <= number <= 2.0**64 else None
-
-
-def _single(spec: Spec) -> Spec:
-    return Spec(spec.format, spec.scale, spec.per, spec.block_size, spec.rounding, 1, spec.gradient, spec.momentum)
+    return number if math.frexp(number)[0] == 0.5 and 2.0**-64 <= number <= 2.0**64 else None
 
 
 def rescaled(product: Tensor, *operands: Operand) -> Tensor:
     """Multiply a product by its operands' scales, at once where both are one number."""
     scales = [operand.scale for operand in operands if operand.scale is not None]
     if len(scales) == 2 and scales[0].numel() == scales[1].numel() == 1:
-        both = scales[0].reshape(()) * scales[1].reshape(())
-        if torch.isfinite(both) and both >= torch.finfo(torch.float32).tiny:
+        # Two float32 numbers multiply exactly in float64; torch rounds the product to float32, once.
+        both = float(scales[0]) * float(scales[1])
+        if not 0 < both < _LEAST:
             return product.mul_(both)
     for scale in scales:
-        product.mul_(scale.reshape(()) if scale.numel() == 1 else scale)
+        product.mul_(float(scale) if scale.numel() == 1 else scale)
     return product
 
 
@@ -200,11 +196,8 @@ def _untiled(tiles: Tensor, shape: tuple[int, ...], side: int) -> Tensor:
     return matrix[: shape[0], : math.prod(shape[1:])].reshape(shape).contiguous()
 
 
-@contextlib.contextmanager
-def float32_products(device: str) -> Any:
+def float32_products(device: str) -> contextlib.AbstractContextManager[Any]:
     """Leave autocast alone: products are float32 whatever the caller's layers are cast to."""
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            yield
-    else:
-        yield
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()

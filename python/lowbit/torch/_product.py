@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,6 +47,7 @@ SLOTS = (
 _PEAK, _INPUT, _WEIGHT, _GRAD, _CALLS = 0, 1, 4, 7, 10
 #: How many of them the forward product fills.
 FORWARD_SLOTS = _GRAD
+_NONE = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -79,37 +81,37 @@ def _fold(key: lb.Key | None, label: str) -> lb.Key | None:
     return None if key is None else key.fold(label)
 
 
-def _input_scale(spec: Spec, clip: Tensor | None) -> Tensor | None:
+def _input_scale(spec: Spec, clip: Tensor | None) -> float | None:
     """PACT: the clip is the largest value."""
     if spec.scale != "pact":
         return None
     assert clip is not None
-    largest = float(lb.get_format(spec.format).max)
-    return (clip.detach().to(torch.float32) / largest).clamp(2.0**-126, 2.0**126)
+    return _given(np.float32(clip.item()) / np.float32(spec.record.max))
+
+
+def _given(scale: np.float32) -> float:
+    """Keep a scale within what lowbit takes."""
+    return float(min(max(scale, np.float32(2.0**-126)), np.float32(2.0**126)))
 
 
 def _bounds(spec: Spec, scale: Tensor, clip: Tensor | None) -> tuple[float, float]:
     """Find the first and the last number that is not clipped."""
-    fmt = lb.get_format(spec.format)
+    fmt = spec.record
     if spec.scale == "pact":
         assert clip is not None
         # Eq. 1 of arXiv:1805.06085: x is itself from 0 up to, but not including, the clip.
-        top = float(torch.nextafter(clip.detach().to(torch.float32), torch.tensor(-math.inf)))
+        top = float(np.nextafter(np.float32(clip.item()), np.float32(-math.inf)))
     else:
         # Binary numbers: |x| <= 1, whatever they are scaled by (BNN, XNOR-Net).
         top = 1.0 if fmt.name == "sign" else float(scale.reshape(()) * fmt.max)
     return (-top if fmt.signed else 0.0), top
 
 
-def _clips(spec: Spec | None) -> bool:
-    return spec is not None and (spec.scale == "pact" or spec.gradient == "clip")
-
-
-def _along(scale: Tensor | None, like: Tensor) -> Tensor | None:
+def _along(operand: Operand, like: Tensor) -> Operand:
     """Turn the scales of output channels from the weight's first axis to the result's second."""
-    if scale is None or scale.numel() == 1:
-        return scale
-    return scale.reshape(1, -1, *(1,) * (like.dim() - 2))
+    if operand.scale is None or operand.scale.numel() == 1:
+        return operand
+    return replace(operand, scale=operand.scale.reshape(1, -1, *(1,) * (like.dim() - 2)))
 
 
 def _folded(operand: Operand) -> Operand:
@@ -153,7 +155,7 @@ def forward(
     p, drawn = call.products, words(key)
     with torch.no_grad(), float32_products(x.device.type):
         flat = x.reshape(-1, x.shape[-1]) if call.geometry is None else x
-        record = torch.zeros(FORWARD_SLOTS)
+        record = torch.zeros(FORWARD_SLOTS) if call.recording or call.fixed else _NONE
         x_kept, w_kept, mask = nothing(), nothing(), torch.empty(0, dtype=torch.uint8)
         if p.input is None:
             xs = as_is(flat)
@@ -173,13 +175,13 @@ def forward(
             layout = torch.channels_last if last and not call.fixed else torch.contiguous_format
             values = xs.values.contiguous(memory_format=layout)
             y = call.geometry.forward(values, ws.values, xs.steps, ws.steps).contiguous(memory_format=layout)
-        y = rescaled(y, xs, replace(ws, scale=_along(ws.scale, y)))
+        y = rescaled(y, xs, _along(ws, y))
         if bias is not None:
             y += bias.detach().reshape(1, -1, *(1,) * (y.dim() - 2))
         if call.recording:
             _note(record, _INPUT, flat, xs, p.input)
             _note(record, _WEIGHT, w, ws, p.weight)
-        if call.keep and p.input is not None and _clips(p.input):
+        if call.keep and p.input is not None and p.input.clips:
             mask = _codes.clip_bits(flat, *_bounds(p.input, x_kept.scale, clip), always=call.fixed)
         if not call.keep:
             x_kept, w_kept = nothing(), nothing()
@@ -230,15 +232,15 @@ def _gradient(
     """Make an operand of dL/dy."""
     if spec is None:
         return as_is(g)
-    scale: Tensor | None = None
+    scale: float | str | None = None
     if spec.scale == "gradscale":
         assert grad_scale is not None
-        scale, spec = 1 / grad_scale.to(torch.float32), replace(spec, scale=None)
+        scale = 1 / float(grad_scale)
     elif spec.scale == "hindsight":
         assert grad_max is not None
-        spec = replace(spec, scale="amax", momentum=None)
-        if grad_max > 0:
-            scale = (grad_max.to(torch.float32) / lb.get_format(spec.format).reference).clamp(2.0**-126, 2.0**126)
+        largest = np.float32(grad_max.item())
+        # Before the first step there is only the present maximum.
+        scale = _given(largest / np.float32(spec.record.reference)) if largest > 0 else "amax"
     return _folded(quantized(g, spec, axis=axis, scale=scale, key=key))
 
 
@@ -247,16 +249,16 @@ def _look(g: Tensor, call: Call, record: Tensor) -> bool:
 
     A given scale would turn infinities into the largest value, and hide them from whoever scales the loss.
     """
-    scales = {spec.scale for spec in (call.products.grad_input, call.products.grad_weight) if spec is not None}
-    stateful = bool(scales & {"gradscale", "hindsight"})
-    if not (stateful or call.recording or any(isinstance(scale, float) for scale in scales)):
+    if not (call.products.looked_at or call.recording):
         return True
-    low, high = torch.aminmax(g)
-    peak = torch.maximum(-low, high)
-    if stateful or call.recording:
-        record[_PEAK] = torch.maximum(record[_PEAK], peak.to(record.device))
+    low, high = (bound.item() for bound in torch.aminmax(g))
+    # NaN is neither more nor less: it must be asked for.
+    peak = math.nan if math.isnan(low) or math.isnan(high) else max(-low, high)
+    if call.products.watched or call.recording:
+        before = record[_PEAK].item()
+        record[_PEAK] = peak if math.isnan(peak) or math.isnan(before) else max(before, peak)
         record[_CALLS] += 1
-    return bool(torch.isfinite(peak))
+    return math.isfinite(peak)
 
 
 def backward(
@@ -312,7 +314,7 @@ def backward(
             else:
                 dw = geometry.grad_weight(w.shape, for_weight.values, xs.values, for_weight.steps, xs.steps)
             dw = rescaled(dw, for_weight, xs)
-            if p.weight is not None and _clips(p.weight):
+            if p.weight is not None and p.weight.clips:
                 dw = dw.contiguous()
                 _codes.keep_inside(dw, w, *_bounds(p.weight, w_kept.scale, None))
         if mask.numel() and dx.numel():
@@ -358,16 +360,21 @@ def kept_sizes(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor
     """Give empty tensors of the shapes of what `forward` keeps, for a compiler that plans memory."""
     p = call.products
     flat = (x.numel() // x.shape[-1], x.shape[-1]) if call.geometry is None else tuple(x.shape)
-    mask = x.new_empty((math.prod(flat) + 7) // 8 if call.keep and _clips(p.input) else 0, dtype=torch.uint8)
+    mask = x.new_empty(
+        (math.prod(flat) + 7) // 8 if call.keep and p.input is not None and p.input.clips else 0, dtype=torch.uint8
+    )
     again = p.input_again is not None
     x_kept = _sizes(x, _kept_shape(flat, p), p.input_again if again else p.input, 0 if again else 1, call.keep)
-    return *x_kept, mask, *_sizes(x, tuple(w.shape), p.weight, 1, call.keep)
+    return *x_kept, mask, *_sizes(x, coded_shape(w, call), p.weight, 1, call.keep)
 
 
-def kept_dims(w: Tensor, call: Call) -> int:
-    """Give the length of the shape that the weight's codes have: a tile is a row."""
+def coded_shape(w: Tensor, call: Call) -> tuple[int, ...]:
+    """Give the shape of the weight's codes: a tile is a row."""
     spec = call.products.weight
-    return 0 if spec is None or not call.keep else 2 if spec.per == "tile" else w.dim()
+    if spec is None or spec.per != "tile":
+        return tuple(w.shape)
+    side = math.isqrt(spec.record.default_block or 1)
+    return -(-w.shape[0] // side) * -(-w[0].numel() // side), side * side
 
 
 def _sizes(
@@ -377,9 +384,7 @@ def _sizes(
         kept = nothing()
         return tuple(like.new_empty(part.shape, dtype=part.dtype) for part in (kept.packed, kept.scale, kept.rest))  # type: ignore[return-value]  # three
     fmt = lb.get_format(spec.format)
-    if spec.per == "tile":
-        side = math.isqrt(fmt.default_block or 1)
-        shape, axis = (-(-shape[0] // side) * -(-math.prod(shape[1:]) // side), side * side), 1
+    axis = 1 if spec.per == "tile" else axis
     scales = [1] * len(shape)
     if spec.in_blocks:
         scales = list(shape)

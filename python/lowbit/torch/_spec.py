@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import lowbit as lb
@@ -114,10 +114,25 @@ class Spec:
         given = ((f.name, getattr(self, f.name)) for f in fields(self)[1:] if getattr(self, f.name) != f.default)
         return f"Spec({', '.join([repr(self.format), *(f'{name}={value!r}' for name, value in given)])})"
 
-    @property
+    @cached_property
+    def record(self) -> lb.Format:
+        """The format itself."""
+        return lb.get_format(self.format)
+
+    @cached_property
     def in_blocks(self) -> bool:
         """Whether scales change along the axis that the product sums over."""
-        return self.per in ("block", "tile") or lb.get_format(self.format).default_block is not None
+        return self.per in ("block", "tile") or self.record.default_block is not None
+
+    @cached_property
+    def clips(self) -> bool:
+        """Whether the gradient of a number depends on the number: PACT, or ``gradient="clip"``."""
+        return self.scale == "pact" or self.gradient == "clip"
+
+    @cached_property
+    def single(self) -> Spec:
+        """The same of one sample."""
+        return replace(self, samples=1)
 
     @property
     def random(self) -> bool:
@@ -193,11 +208,22 @@ class Products:
         every = ((f.name, getattr(self, f.name)) for f in fields(self))
         return [(name, value) for name, value in every if isinstance(value, Spec)]
 
-    @property
+    @cached_property
     def random(self) -> bool:
         """Whether a call draws random numbers."""
         turned = any(turn is not None and not turn.fixed for turn in (self.rotate_input, self.rotate_weight))
         return turned or any(spec.random for _, spec in self.specs())
+
+    @cached_property
+    def watched(self) -> bool:
+        """Whether the largest gradient is remembered: GradScale and running maxima."""
+        return any(spec.scale in ("gradscale", "hindsight") for _, spec in self.specs())
+
+    @cached_property
+    def looked_at(self) -> bool:
+        """Whether a scale is given to gradients, which would hide what is not finite in them."""
+        specs = (self.grad_input, self.grad_weight)
+        return self.watched or any(isinstance(spec.scale, float) for spec in specs if spec is not None)
 
     @property
     def text(self) -> str:
