@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import lowbit as lb
 import support
-from lowbit.torch import _bridge, _library, ops
+from lowbit.torch import _bridge, _clip, _library, _plain, ops
+from lowbit.torch._options import Options
 from torch_layer.torch_support import assert_same, numbers, plain, to_numpy
 
 DTYPES = list(_bridge.FLOATS)
@@ -258,6 +259,39 @@ def test_the_clip_of_a_rule_is_that_of_its_scales(name_: str, options: dict[str,
     got = gradient(x, grad, name_, gradient="clip", **options).numpy()
     assert np.array_equal(got[~near], np.where(outside, 0, grad.numpy())[~near])
     assert (outside & ~near).any() == (name_ not in ("int8", "nf4"))
+
+
+def scales_near(name: str) -> list[float | str]:
+    """The rules of a format, and scales of all sizes that it takes."""
+    given = [0.37, 2.0**-9, 448.0] if lb.get_format(name).scale_format == "e4m3" else [0.37, 2.0**-120, 2.0**120]
+    return [*lb.get_format(name).scale_rules, *(float(support.allowed(name, scale)) for scale in given)]
+
+
+def test_the_core_tells_what_is_clipped_as_torch_operations_do(name: str) -> None:
+    edges = support.critical(name)
+    edges = torch.from_numpy(edges[:: len(edges) // 600 + 1])
+    for scale in scales_near(name):
+        rule, given = (scale, None) if isinstance(scale, str) else (None, torch.tensor(scale, dtype=torch.float64))
+        near = (edges.double() * (1.0 if given is None else given)).float()
+        for x in (torch.cat([near, near.nextafter(near * 2), near.nextafter(0 * near)]), numbers((1200,)) * 50):
+            options = Options(name, rule, given, block_size=support.fit(name, block_size=24)["block_size"])
+            got, want = _clip.inside(x, options), _plain.inside(x, options)
+            assert got is None or torch.equal(got, want), f"{name} {scale}"
+
+
+def test_the_core_is_asked_about_the_common_formats() -> None:
+    for name in ("int4", "int4_symmetric", "uint4", "int8", "ternary", "radix4_odd", "nf4", "mxfp4", "nvfp4"):
+        for dtype in DTYPES:
+            x = numbers((4, 64)).to(dtype)
+            assert _clip.inside(x, Options(name)) is not None
+            torch.set_flush_denormal(True)
+            try:
+                tiny = x * 2.0**-125
+                scale = float(support.allowed(name, 2.0**-126 if "nv" not in name else 2.0**-9))
+                options = Options(name, None, torch.tensor(scale, dtype=torch.float64))
+                assert torch.equal(_clip.inside(tiny, options), _plain.inside(tiny, options))
+            finally:
+                torch.set_flush_denormal(False)
 
 
 def test_nan_passes_the_clip() -> None:

@@ -12,7 +12,8 @@ import torch
 
 import lowbit as lb
 import support
-from lowbit.torch import _bridge, _library, ops
+from lowbit.torch import _bridge, _keys, _library, _options, _plain, ops
+from lowbit.torch._options import Options
 from lowbit.torch._plain import floats
 from lowbit.torch._plain.quantizers import pack, unpack
 from torch_layer.torch_support import assert_same, plain
@@ -32,6 +33,8 @@ def asked(name: str) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
     """All rules, roundings and groupings of a format, each on data and dtypes in turn."""
     some = cycle(product(DTYPES, data()))
     for scaling, rounding, group in product(support.scalings(name), support.roundings(name), GROUPS):
+        if group and not isinstance(scaling.get("scale", ""), str):
+            continue  # one number for all of them
         dtype, x = next(some)
         yield x.to(dtype), support.fit(name, **scaling, **rounding, **group)
 
@@ -215,3 +218,40 @@ def empty_only(core: Any) -> Any:
         return core(x, *arguments, **more)
 
     return call
+
+
+#: A format of each family.
+FAMILIES = ["int4", "ternary", "sign", "nf4", "radix4_odd", "luq4", "radix(4,3,nozero)", "fp8_e4m3fnuz"]
+FAMILIES += ["float(5,4,fn,ftz)", "cfloat8(4,31)", "fixed(8,4)", "mxfp4", "nvfp4"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_of_it_happens_on_the_tensors_device(family: str) -> None:
+    """Meta tensors refuse to meet tensors of a CPU, as those of a GPU do."""
+    x, ways = torch.empty(5, 60, device="meta"), cycle(product(support.roundings(family), GROUPS[2:4]))
+    for scaling in support.scalings(family):
+        rounding, group = next(ways)
+        options = support.fit(family, **scaling, **rounding, **group)
+        key = _keys.of(options.pop("key", None), private=True)
+        numbers = {k: torch.as_tensor(options.pop(k)) for k in ("scale", "offset") if not_a_rule(options.get(k))}
+        rule = options.pop("scale", None)
+        y = _plain.fake_quantize(x, Options(family, rule, key=key, **numbers, **options))
+        assert y.device.type == "meta"
+        assert y.shape == x.shape
+    q = ops.quantize(torch.ones(5, 60), family)
+    codes = (None if part is None else part.to("meta") for part in (q.packed, q.scale, q.offset, q.tensor_scale))
+    y = _plain.dequantize(_plain.Codes(*codes), family, (5, 60), q.axis, q.block_size, None, torch.bfloat16)
+    assert y.device.type == "meta"
+
+
+def not_a_rule(value: Any) -> bool:
+    return value is not None and not isinstance(value, str)
+
+
+def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, wanted in [("core", False), ("plain", True)]:
+        monkeypatch.setenv("LOWBIT_TORCH", value)
+        assert _options._wanted() is wanted
+    monkeypatch.setenv("LOWBIT_TORCH", "gpu")
+    with pytest.raises(lb.Error, match="LOWBIT_TORCH: 'gpu' is not known; known are: core, plain"):
+        _options._wanted()

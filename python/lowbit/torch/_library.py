@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowbit import _core
-from lowbit.torch import _bridge, _keys, _plain
+from lowbit.torch import _bridge, _clip, _keys, _plain
 from lowbit.torch._options import Options, on_core, scale_shape
 
 
@@ -27,7 +27,13 @@ def rounded(x: Tensor, clip: bool, options: Options) -> tuple[Tensor, Tensor | N
     else:
         y = torch.empty_like(x)
         _core.fake_quantize(_bridge.array(x), *options.core(x.ndim), out=_bridge.array(y))
-    return y, _plain.inside(x, options) if clip else None
+    return y, _inside(x, options) if clip else None
+
+
+def _inside(x: Tensor, options: Options) -> Tensor:
+    """Whether each number lies between its scale's first and last value: sooner by the core, where that can tell."""
+    found = _clip.inside(x, options) if on_core(x) else None
+    return _plain.inside(x, options) if found is None else found
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
         tuple[int, int] | None,
     ]
 
-_state = {"plain": os.environ.get("LOWBIT_TORCH") == "plain"}
+
+def _wanted() -> bool:
+    """Whether the environment asks for torch operations on CPUs."""
+    return _arguments.choice(os.environ.get("LOWBIT_TORCH", "core"), "LOWBIT_TORCH", ("core", "plain")) == "plain"
+
+
+_state = {"plain": _wanted()}
 
 
 def use_plain(on: bool) -> None:
