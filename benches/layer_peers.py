@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -114,11 +114,11 @@ def qtorch(problem: Problem) -> Call:
 
     class Gradient(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, y: Tensor) -> Tensor:  # noqa: ARG004
+        def forward(ctx: Any, y: Tensor) -> Tensor:
             return y.view_as(y)
 
         @staticmethod
-        def backward(ctx: Any, g: Tensor) -> Tensor:  # noqa: ARG004
+        def backward(ctx: Any, g: Tensor) -> Tensor:
             return float_quantize(g * scale, 3, 0, rounding="nearest") / scale
 
     class Layer(nn.Module):
