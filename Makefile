@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench experiments experiments-torch fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench bench-torch experiments experiments-torch fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -124,6 +124,9 @@ clean:  ## remove what the other targets made
 
 bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (where importable) torch; BENCH="--sizes 2^20" to choose
 	$(BIN)/python benches/bench.py $(BENCH)
+
+bench-torch: $(TORCH)/.installed  ## time a quantized layer beside its products and plain torch; BENCH="--threads 1 --profile" to choose
+	PATH="$(abspath $(TORCH))/bin:$$PATH" $(TORCH)/bin/python benches/torch_layer.py $(BENCH)
 
 experiments: $(VENV)/.extra-experiments  ## measure errors of means and of formats, and when messages pay: docs/results (five minutes)
 	$(BIN)/python experiments/mean_estimation.py

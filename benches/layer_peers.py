@@ -1,10 +1,11 @@
-"""The contenders of ``torch_layer.py``: a layer's passes in float32, by lowbit, QPyTorch and plain torch.
+"""The contenders of ``torch_layer.py``: a layer's forward and backward pass in float32 and quantized by four programs.
 
 Each builds a call that gives y, dL/dx and dL/dW (and whatever gradients of its own) for the same x, W and dL/dy.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,8 +27,6 @@ class Problem:
 
     def float_layer(self) -> nn.Module:
         """Give another layer with the same weights."""
-        import copy
-
         return copy.deepcopy(self.layer)
 
     def product(self, x: Tensor, w: Tensor) -> Tensor:
@@ -47,7 +46,7 @@ class Problem:
 
 
 def problems() -> list[Problem]:
-    """Make the layers of the goal: Linear 1024 x 1024, batch 256; 64 channels, 3 x 3, at 28 x 28, batch 64."""
+    """Make the two layers of the goal."""
     torch.manual_seed(0)
     made = []
     for name, layer, shape in (
@@ -77,7 +76,7 @@ def _step(layer: nn.Module, problem: Problem) -> Call:
 
 
 def gemms(problem: Problem) -> Call:
-    """Multiply three times and do nothing else: what overhead is measured from."""
+    """Compute the three products and nothing else: what overhead is measured from."""
     w = problem.layer.weight.detach()
     assert isinstance(w, Tensor)
 
@@ -88,7 +87,7 @@ def gemms(problem: Problem) -> Call:
 
 
 def float32(problem: Problem) -> Call:
-    """Torch's own layer: the unit."""
+    """Run torch's own layer: the unit."""
     return _step(problem.float_layer(), problem)
 
 
@@ -105,7 +104,7 @@ def lowbit(problem: Problem) -> Call:
 
 
 def qtorch(problem: Problem) -> Call:
-    """QPyTorch: fixed point for weight and input, a radix-2 float for the gradient; no scales but this fixed one."""
+    """Run QPyTorch: fixed point for weight and input, radix 2 for the gradient (once), scales fixed before."""
     from qtorch import FixedPoint
     from qtorch.quant import Quantizer, float_quantize
 
@@ -135,7 +134,7 @@ def qtorch(problem: Problem) -> Call:
 
 
 def torch_eager(problem: Problem) -> Call:
-    """sun2020 in torch's operations: SAWB, PACT, GradScale, both phases; radix 4 by the bits of the exponent."""
+    """Run sun2020 in torch's operations: SAWB, PACT, GradScale, both phases; radix 4 by the bits of the exponent."""
 
     class Product(torch.autograd.Function):
         @staticmethod

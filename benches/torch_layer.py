@@ -26,13 +26,6 @@ from bench import WARM_HEAP, importable
 
 HERE = Path(__file__).parent
 GOAL, PEERS_GOAL = 0.25, 5.0  # overhead over a float32 step; the peers' overhead over ours
-#: What a profile's lines are counted as.
-PARTS = {
-    "products": ("convolution_backward", "conv2d", "matmul", "linear", "_contract.py"),
-    "quantizing": ("_core.quantize", "_core.fake_quantize", "quantize'"),
-    "decoding": ("dequantize", "_core.decode"),
-    "masks": ("packbits", "unpackbits", "masked_fill", "_inside", "less", "greater"),
-}
 COLUMNS = (
     *("utc", "cpu", "level", "threads", "layer", "contender", "ms", "q1", "q3"),
     *("overhead_ms", "overhead_of_float32", "times_lowbit", "goal", "met", "load", "versions"),
@@ -79,7 +72,7 @@ def agree(name: str, exact: Any, found: Any, inside: Any) -> None:
 
 
 def profile(threads: int) -> None:
-    """Tell where the time of lowbit's layers goes: the share of each kind of work, and the ten dearest functions."""
+    """Tell where the time of lowbit's layers goes, by function; matmul and convolutions are what all must pay."""
     import torch
     from layer_peers import lowbit, problems
 
@@ -90,7 +83,7 @@ def profile(threads: int) -> None:
     for problem in problems():
         call = lowbit(problem)
         call()
-        profiler = cProfile.Profile()
+        profiler = cProfile.Profile(time.process_time)
         with torch.autograd.set_multithreading_enabled(False):  # the backward pass in this thread, where it is seen
             profiler.enable()
             for _ in range(20):
@@ -159,7 +152,10 @@ def main() -> None:
         options.peers = ["qtorch"] * importable("qtorch.quant") + ["torch_eager"]
     names = ["gemms", "float32", "lowbit", *options.peers]
     if options.measure:
-        (profile(options.threads[0]) if options.profile else measure(options.threads[0], options.repeats, names))
+        if options.profile:
+            profile(options.threads[0])
+        else:
+            measure(options.threads[0], options.repeats, names)
         return
     for threads in options.threads:
         command = [sys.executable, __file__, "--measure", "--threads", str(threads), "--repeats", str(options.repeats)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.torch import _bits, prepare, recipes
+from lowbit.torch import _bits, ops, prepare, recipes
 from lowbit.torch._compress import compress
 
 
@@ -317,6 +317,22 @@ def test_bits_of_other_devices_are_the_same(n: int) -> None:
     packed = _bits.pack_bits(mask)
     assert torch.equal(_bits.packed_plain(mask), packed)
     assert torch.equal(_bits._unpacked_plain(packed, [n]), _bits.unpack_bits(packed, [n]))
+
+
+def test_torchs_operations_compress_to_the_same_bits() -> None:
+    n, key = torch.randn(1000), torch.tensor([3, -4])
+    n[300] = float("nan")
+    kept = torch.ops.lowbit.compress(n, key)
+    ops.use_plain(True)
+    try:
+        plain = torch.ops.lowbit.compress(n, key)
+        back = torch.ops.lowbit.decompress(*plain)
+    finally:
+        ops.use_plain(False)
+    assert torch.equal(plain[0], kept[0])
+    assert torch.equal(bits(plain[1]), bits(kept[1]))
+    assert torch.equal(back.nan_to_num(), torch.ops.lowbit.decompress(*kept).nan_to_num())
+    assert torch.equal(back.isnan(), torch.arange(1000).div(256, rounding_mode="floor") == 1)
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:

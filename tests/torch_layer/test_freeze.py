@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -179,8 +180,27 @@ def test_autocast_and_other_dtypes() -> None:
     net.eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert same(frozen(x), net(x))
-    net, frozen = net.to(torch.bfloat16), frozen.to(torch.bfloat16)
-    assert frozen[1].weight.packed.dtype == torch.uint8
+    # What was frozen before it was cast has the codes of the float32 weights: the cast must not touch their scales.
+    half = copy.deepcopy(frozen).to(torch.bfloat16)
+    for name, tensor in frozen.state_dict().items():
+        assert not name.startswith("1.weight") or torch.equal(half.state_dict()[name], tensor)
+    assert half(x.to(torch.bfloat16)).dtype == torch.bfloat16
+    assert same(freeze(net.to(torch.bfloat16), quiet=True)(x.to(torch.bfloat16)), net(x.to(torch.bfloat16)))
+
+
+def test_no_float_weight_is_left() -> None:
+    def alive() -> int:
+        gc.collect()
+        tensors = (thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter))
+        return sum(tensor.shape == (61, 53) for tensor in tensors)
+
+    net = prepare(nn.Sequential(nn.Linear(5, 53), nn.Linear(53, 61), nn.Linear(61, 5)), recipes.sun2020())
+    net(torch.randn(2, 5)).sum().backward()
+    net.zero_grad()
+    before = alive()
+    frozen = freeze(net, quiet=True)
+    frozen(torch.randn(2, 5))
+    assert alive() == before == 1
 
 
 def test_what_cannot_be_frozen() -> None:

@@ -56,6 +56,17 @@ class PackedWeight(nn.Module):
             self.register_buffer(name, getattr(kept, name).clone())
         self.parts = nn.ModuleList()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedWeight:
+        """Move with the model, but keep codes and scales as they are; what is decoded takes on the dtype."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, now in self._buffers.items():
+            was = before[name]
+            if now is not None and was is not None and now.dtype != was.dtype:
+                self._buffers[name] = was.to(now.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
     def dim(self) -> int:
         """Count the dimensions, as of a tensor."""
         return len(self.shape)
@@ -228,6 +239,7 @@ def _weights(module: nn.Module) -> list[tuple[str, Spec]]:
         if site.products.weight is not None:
             site.__class__ = FrozenSite
             site.grad_scale = site.grad_max = None
+            site._weight = [torch.empty(0)]  # the float weight is to go
             found.append((name, site.products.weight))
     return found
 
