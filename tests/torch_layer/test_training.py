@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lowbit as lb
-from lowbit.torch import nn, prepare, recipes
+from lowbit.torch import nn, ops, prepare, recipes
 from torch_layer.layer_support import LUQ, RECIPES, SUN, equal_models, n, near, normal, step
 
 T = torch.nn
@@ -235,6 +235,28 @@ def test_flushed_subnormals_change_no_bit(flush: bool) -> None:
         torch.set_flush_denormal(False)
     assert torch.equal(y, want)
     y.backward(g)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_in_torchs_operations_every_bit_is_the_same(recipe: str) -> None:
+    """What other devices compute, on this one."""
+    p = RECIPES[recipe]().inner
+    layers: list[Any] = [nn.Linear(24, 12, products=p), nn.Conv2d(6, 12, 3, products=p)]
+    for layer, x in zip(layers, (normal(37, 24), normal(5, 6, 6, 5).relu()), strict=True):
+        layer(x)
+        found = []
+        for plain in (False, True):
+            ops.use_plain(plain)
+            try:
+                torch.manual_seed(0)
+                given = x.clone().requires_grad_()
+                layer.zero_grad()
+                y = layer(given)
+                y.backward(normal(*y.shape, seed=1))
+            finally:
+                ops.use_plain(False)
+            found.append((y, given.grad, layer.weight.grad))
+        assert all(map(torch.equal, *found))
 
 
 def test_no_grad_saves_and_draws_nothing() -> None:
