@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import socket
-from collections.abc import Callable
+import weakref
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,30 @@ def test_a_layer_that_was_not_used_does_not_vote() -> None:
             idle(normal(2, 4))
         optimizer.step()
     assert (used.site.grad_scale.item(), idle.site.grad_scale.item()) == (8, 1)
+
+
+def test_only_the_optimizer_of_a_layer_is_its_step() -> None:
+    one, two = linear(), linear()
+    first, second = optimizer_of(one), optimizer_of(two)
+    backward(one, 1.0)
+    backward(two, 1.0)
+    second.step()
+    assert (one.site.grad_scale.item(), two.site.grad_scale.item()) == (1, 2)
+    backward(one, 48.0)
+    first.step()
+    assert (one.site.grad_scale.item(), two.site.grad_scale.item()) == (1, 2)
+
+
+def test_a_model_that_was_trained_can_be_forgotten() -> None:
+    """What hears of every optimizer's steps must not keep models alive."""
+    model = prepare(torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3))), recipes.sun2020())
+    optimizer = optimizer_of(model)
+    model(normal(2, 4)).sum().backward()
+    optimizer.step()
+    known = weakref.ref(model[1]), weakref.ref(model[1].site), weakref.ref(model[1].weight)
+    del model, optimizer
+    gc.collect()
+    assert [ref() for ref in known] == [None] * 3
 
 
 def test_a_frozen_weight_still_has_a_scale() -> None:
@@ -251,26 +276,26 @@ def _data_parallel(rank: int) -> None:
         assert _same_everywhere(x), name
 
 
-def _rank(rank: int, port: int, job: Callable[[int], None]) -> None:
+def _rank(rank: int, port: int) -> None:
     torch.set_num_threads(1)
     wait = datetime.timedelta(seconds=20)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=wait)
     try:
-        job(rank)
+        _votes(rank)
+        _data_parallel(rank)
     finally:
         torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("job", [_votes, _data_parallel])
-def test_two_ranks(job: Callable[[int], None]) -> None:
+def test_two_ranks() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     threads = torch.get_num_threads()
-    other = torch.multiprocessing.get_context("spawn").Process(target=_rank, args=(1, port, job))
+    other = torch.multiprocessing.get_context("spawn").Process(target=_rank, args=(1, port))
     other.start()
     try:
-        _rank(0, port, job)  # this process is the first rank: starting torch is what takes long
+        _rank(0, port)  # this process is the first rank: starting torch is what takes long
         other.join(30)
         assert other.exitcode == 0
     finally:
