@@ -172,6 +172,21 @@ def test_a_step_without_closure_and_with_one_are_alike() -> None:
     assert layer.site.grad_scale.item() == 2
 
 
+@pytest.mark.parametrize("peak", [0.0, 3e38])
+def test_scales_end_where_float32_does(peak: float) -> None:
+    """A dead layer votes for ever."""
+    layer = linear()
+    optimizer = optimizer_of(layer)
+    layer.site.grad_scale.fill_(2.0**120 if peak == 0 else 2.0**-120)
+    for _ in range(12):
+        backward(layer, peak)
+        optimizer.step()
+    optimizer.zero_grad()
+    backward(layer, 1.0)
+    assert torch.isfinite(layer.weight.grad).all()
+    assert np.log2(layer.site.grad_scale.item()) % 1 == 0
+
+
 def test_underflow_is_cured() -> None:
     """Gradients of 1e-6 vanish at first, and are seen once the scale has grown."""
     layer = nn.Linear(8, 8, bias=False, products=SUN)

@@ -120,7 +120,9 @@ def test_activation_checkpointing_gives_the_same_gradients(recipe: str, use_reen
 @pytest.mark.parametrize("recipe", ["sun2020", "luq", "int4_forward", "nvfp4"])
 def test_a_compiled_model_trains_like_the_eager_one(recipe: str) -> None:
     torch._dynamo.reset()
-    models = [mlp(recipe), mlp(recipe)]  # PACT starts in the compiler's hands
+    models = [mlp(recipe), mlp(recipe)]
+    for model in models:
+        model(normal(8, 16))  # PACT starts
     runs = [models[0], torch.compile(models[1], fullgraph=True, backend="aot_eager")]
     losses = []
     for model, run in zip(models, runs, strict=True):
@@ -129,6 +131,41 @@ def test_a_compiled_model_trains_like_the_eager_one(recipe: str) -> None:
         losses.append([step(run, optimizer, normal(8, 16, seed=k), normal(8, 3, seed=9)) for k in range(6)])
     assert losses[0] == losses[1]
     equal_models(*models)
+
+
+def test_pact_starts_before_the_compiler_or_says_so() -> None:
+    torch._dynamo.reset()
+    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported), match="first batch"):
+        torch.compile(mlp("sun2020"), fullgraph=True, backend="aot_eager")(normal(8, 16))
+    torch._dynamo.reset()
+    model, x = mlp("sun2020"), normal(8, 16)
+    try:
+        torch.compile(model, backend="aot_eager")(x)
+    except RuntimeError as error:
+        assert "first batch" in str(error)
+    else:
+        eager = mlp("sun2020")
+        eager(x)
+        equal_models(model, eager)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "encoder"])
+def test_other_models_compile(kind: str) -> None:
+    torch._dynamo.reset()
+    layers = {
+        "mlp": lambda: (T.Linear(8, 8), T.Linear(8, 8), T.Linear(8, 8)),
+        "conv": lambda: (T.Conv1d(5, 4, 1), T.BatchNorm1d(4), T.Conv1d(4, 4, 3), T.Conv1d(4, 2, 1)),
+        "encoder": lambda: (T.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0),),
+    }[kind]
+    torch.manual_seed(0)
+    model = prepare(T.Sequential(*layers()), recipes.luq())
+    run = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (3, 4, 6):
+        x, found = normal(batch, 5, 8), []
+        for call in (model, run):
+            torch.manual_seed(1)
+            found.append(gradients(call, x))
+        assert all(map(torch.equal, *found))
 
 
 def test_autocast_decides_the_output() -> None:
@@ -255,6 +292,31 @@ def test_in_torchs_operations_every_bit_is_the_same(recipe: str) -> None:
                 ops.use_plain(False)
             found.append((y, given.grad, layer.weight.grad))
         assert all(map(torch.equal, *found))
+
+
+def test_what_follows_may_work_in_place() -> None:
+    """``ReLU(inplace=True)``, a residual's ``+=``."""
+    x, p = normal(3, 4, 6), RECIPES["luq"]().inner
+    layers: list[Any] = [
+        nn.Linear(6, 6, products=p),
+        nn.Linear(6, 6, bias=False, products=p),
+        nn.Conv1d(4, 4, 3, padding=1, products=p),
+        nn.LSTM(6, 6, products=p),
+        nn.MultiheadAttention(6, 2, products=p),
+        nn.Embedding(6, 6, weight_spec=p.weight),
+    ]
+    for layer in layers:
+        found = []
+        for in_place in (False, True):
+            torch.manual_seed(0)
+            layer.zero_grad()
+            given = (x > 0).long() if isinstance(layer, nn.Embedding) else x
+            y = layer(x, x, x) if isinstance(layer, nn.MultiheadAttention) else layer(given)
+            y = y if isinstance(y, Tensor) else y[0]
+            y = y.relu_() if in_place else y.relu()
+            y.sum().backward()
+            found.append([q.grad.clone() for q in layer.parameters()])
+        assert all(map(torch.equal, *found)), layer
 
 
 def test_no_grad_saves_and_draws_nothing() -> None:
