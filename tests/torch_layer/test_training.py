@@ -133,20 +133,16 @@ def test_a_compiled_model_trains_like_the_eager_one(recipe: str) -> None:
     equal_models(*models)
 
 
-def test_pact_starts_before_the_compiler_or_says_so() -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+def test_pact_does_not_start_in_a_compilers_hands() -> None:
+    """All in one graph it cannot: an error. In graphs that may break it does, as in eager mode."""
     torch._dynamo.reset()
     with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported), match="first batch"):
         torch.compile(mlp("sun2020"), fullgraph=True, backend="aot_eager")(normal(8, 16))
     torch._dynamo.reset()
-    model, x = mlp("sun2020"), normal(8, 16)
-    try:
-        torch.compile(model, backend="aot_eager")(x)
-    except RuntimeError as error:
-        assert "first batch" in str(error)
-    else:
-        eager = mlp("sun2020")
-        eager(x)
-        equal_models(model, eager)
+    model, eager, x = mlp("sun2020"), mlp("sun2020"), normal(8, 16)
+    assert torch.equal(torch.compile(model, backend="aot_eager")(x), eager(x))
+    equal_models(model, eager)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv", "encoder"])
