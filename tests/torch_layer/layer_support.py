@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import lowbit as lb
 from lowbit.torch import Products, Recipe, Spec, recipes
 
 FLOAT = Products(weight=None, input=None, grad_input=None, grad_weight=None)
+EXACT = replace(FLOAT, weight=Spec("bfloat16"))
+"""Takes the quantized way, and changes nothing where weights are bfloat16 numbers (`round_weights`)."""
 INT4 = Spec("int4_symmetric", scale="sawb")
 SUN = Products(
     weight=INT4,
@@ -89,6 +92,13 @@ def compare(got: Tensor | None, want: Any, exact: bool) -> None:
         same_bits(got, want)
     else:
         near(got, want)
+
+
+def round_weights(module: torch.nn.Module) -> None:
+    """Make every parameter a bfloat16 number."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(p.bfloat16())
 
 
 def equal_models(a: torch.nn.Module, b: torch.nn.Module) -> None:

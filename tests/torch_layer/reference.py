@@ -62,17 +62,18 @@ def plain(x: Array) -> Operand:
 
 
 def _tiled(x: NDArray[np.float32], format: str) -> Operand:
-    """Squares of 16 x 16 under one E4M3 scale each, and a scale of the tensor above them."""
+    """Squares of 16 x 16 under one E4M3 scale each, and a scale of the tensor above them; kernels as matrices."""
     grid = reference.get_format(format)
     assert isinstance(grid, BlockFormat)
-    assert x.ndim == 2
+    x, shape = x.reshape(len(x), -1), x.shape
     whole = tensor_scale(x, grid, "amax")
     scale = np.empty_like(x)
     for i, j in itertools.product(range(0, x.shape[0], TILE), range(0, x.shape[1], TILE)):
         square = np.s_[i : i + TILE, j : j + TILE]
         scale[square] = e4m3(np.abs(x[square]).max(keepdims=True).reshape(1), grid.element.max, whole)
     scale = f32(scale * whole)
-    return Operand(grid.nearest(f32(x * f32(1 / scale))).astype(np.float64), scale, np.ones(x.shape, bool))
+    values = grid.nearest(f32(x * f32(1 / scale))).astype(np.float64)
+    return Operand(values.reshape(shape), scale.reshape(shape), np.ones(shape, bool))
 
 
 @_quiet

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lowbit.torch import nn, prepare, recipes
+from lowbit.torch import Products, nn, prepare, recipes
 from torch_layer import reference as ref
-from torch_layer.layer_support import FLOAT, SUN, n, near, normal
+from torch_layer.layer_support import EXACT, FLOAT, SUN, n, near, normal, round_weights
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -37,13 +37,15 @@ def test_self_attention(batch_first: bool) -> None:
     near(layer.out_proj.bias.grad, of_out.b, 1e-4)
 
 
-def pair(**options: Any) -> tuple[Any, Any]:
-    """Torch's module and ours, of the same weights, unquantized."""
-    plain, ours = torch.nn.MultiheadAttention(16, 4, **options), nn.MultiheadAttention(16, 4, products=FLOAT, **options)
+def pair(products: Products, **options: Any) -> tuple[Any, Any]:
+    """Torch's module and ours, of the same weights."""
+    plain = torch.nn.MultiheadAttention(16, 4, **options)
+    ours = nn.MultiheadAttention(16, 4, products=products, **options)
     with torch.no_grad():
         for p in plain.parameters():
             if p.ndim == 1:
                 p.copy_(normal(*p.shape))
+    round_weights(plain)
     assert not ours.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
     return plain, ours
 
@@ -66,8 +68,9 @@ CALLS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_unquantized_it_is_torchs(batch_first: bool, call: str, training: bool) -> None:
-    plain, ours = pair(batch_first=batch_first)
+@pytest.mark.parametrize("products", [FLOAT, EXACT], ids=["float", "exact"])
+def test_unquantized_it_is_torchs(products: Products, batch_first: bool, call: str, training: bool) -> None:
+    plain, ours = pair(products, batch_first=batch_first)
     plain.train(training)
     ours.train(training)
     x = normal(3, 5, 16) if batch_first else normal(5, 3, 16)
@@ -91,7 +94,7 @@ def test_unquantized_it_is_torchs(batch_first: bool, call: str, training: bool) 
     ids=str,
 )
 def test_attention_to_something_else(options: Any) -> None:
-    plain, ours = pair(**options)
+    plain, ours = pair(EXACT, **options)
     q, k, v = normal(5, 3, 16), normal(9, 3, options.get("kdim", 16), seed=1), normal(9, 3, options.get("vdim", 16))
     for given in ((q, k, v), (q, k, k)) if k.shape == v.shape else ((q, k, v),):
         want, weights = plain(*given)
@@ -189,16 +192,19 @@ def test_one_attention_in_evaluation_is_quantized() -> None:
 
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_an_encoder_layer_of_ours(norm_first: bool) -> None:
-    """Unquantized it is torch's, in training and in evaluation."""
+    """Unquantized it is torch's, in training and in evaluation, whatever way it takes."""
     options: dict[str, Any] = {"batch_first": True, "dropout": 0.0, "norm_first": norm_first, "activation": "gelu"}
     plain = torch.nn.TransformerEncoderLayer(16, 4, 32, **options)
-    ours = nn.TransformerEncoderLayer(16, 4, 32, products=FLOAT, **options)
-    assert not ours.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    round_weights(plain)
     x = normal(3, 5, 16)
-    for training in (True, False):
-        with torch.set_grad_enabled(training):
-            want = plain.train(training)(x, src_key_padding_mask=PADDED)
-            torch.testing.assert_close(ours.train(training)(x, src_key_padding_mask=PADDED), want)
+    for products in (FLOAT, EXACT):
+        ours = nn.TransformerEncoderLayer(16, 4, 32, products=products, **options)
+        assert not ours.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+        for training in (True, False):
+            with torch.set_grad_enabled(training):
+                want = plain.train(training)(x, src_key_padding_mask=PADDED)
+                got = ours.train(training)(x, src_key_padding_mask=PADDED)
+            torch.testing.assert_close(got[~PADDED], want[~PADDED])
     rough = nn.TransformerEncoderLayer(16, 4, 32, products=SUN, **options)
     rough.load_state_dict(plain.state_dict(), strict=False)
     assert not torch.allclose(rough.eval()(x), plain.eval()(x), atol=1e-3)

@@ -143,7 +143,7 @@ def test_dtypes_that_differ_are_torchs_error() -> None:
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(4, 4, products=SUN), lambda: nn.Conv1d(4, 4, 3, products=SUN)])
 def test_shapes_that_do_not_fit(make: Any) -> None:
-    with pytest.raises((RuntimeError, lb.Error), match=r"shape"):
+    with pytest.raises((RuntimeError, lb.Error), match=r"shape|channels"):
         make()(torch.ones(2, 5, 6))
 
 
@@ -250,7 +250,6 @@ def test_switches_that_no_source_has(call: Any, names: str) -> None:
         (lambda: prepare(T.Linear(2, 2), recipes.luq(), skip=[3]), "skip"),
         (lambda: nn.Linear(2, 2, products=recipes.luq()), "products"),
         (lambda: nn.Embedding(2, 2, weight_spec=SUN), "weight_spec"),
-        (lambda: nn.Embedding(2, 2, weight_spec=None), "weight_spec"),
         (lambda: param_groups([T.Linear(2, 2)], pact_decay=0.1), "model"),
     ],
 )

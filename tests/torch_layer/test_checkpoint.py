@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -26,8 +24,8 @@ class Net(T.Module):
         self.first = T.Conv1d(3, 8, 3, padding=1)
         self.norm = T.BatchNorm1d(8)
         self.conv = T.Conv1d(8, 8, 3, padding=1)
-        self.lstm = T.LSTM(8, 8, num_layers=2, dropout=0.25, bidirectional=True)
-        self.mix = T.Linear(16, 8)
+        self.lstm = T.LSTM(8, 8, num_layers=2, dropout=0.25)
+        self.mix = T.Linear(8, 8)
         self.last = T.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,35 +53,24 @@ def train(model: T.Module, optimizer: torch.optim.Optimizer, first: int, last: i
         optimizer.step()
 
 
-def by_torch(model: T.Module, folder: Path) -> dict[str, Tensor]:
-    torch.save(model.state_dict(), folder / "model.pt")
-    loaded: dict[str, Tensor] = torch.load(folder / "model.pt", weights_only=True)
-    return loaded
-
-
-def by_safetensors(model: T.Module, folder: Path) -> dict[str, Tensor]:
-    safetensors.torch.save_file(model.state_dict(), folder / "model.safetensors")
-    return safetensors.torch.load_file(folder / "model.safetensors")
-
-
-@pytest.mark.parametrize("save", [by_torch, by_safetensors])
 @pytest.mark.parametrize("recipe", ["sun2020", "luq", "luq, in hindsight", "nvfp4"])
-def test_ten_steps_are_five_and_five(recipe: str, save: Callable[..., Any], tmp_path: Path) -> None:
+def test_ten_steps_are_five_and_five(recipe: str, tmp_path: Path) -> None:
     whole, optimizer = start(recipe)
-    train(whole, optimizer, 0, 10)
-
-    model, optimizer = start(recipe)
-    train(model, optimizer, 0, 5)
-    state = save(model, tmp_path)
+    train(whole, optimizer, 0, 5)
+    torch.save(whole.state_dict(), tmp_path / "model.pt")
+    safetensors.torch.save_file(whole.state_dict(), tmp_path / "model.safetensors")
     torch.save({"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, tmp_path / "rest.pt")
+    train(whole, optimizer, 5, 10)
 
-    resumed, optimizer = start(recipe)  # another process would begin so
-    resumed.load_state_dict(state)
-    rest = torch.load(tmp_path / "rest.pt", weights_only=True)
-    optimizer.load_state_dict(rest["optimizer"])
-    torch.set_rng_state(rest["rng"])
-    train(resumed, optimizer, 5, 10)
-    equal_models(resumed, whole)
+    by_torch = torch.load(tmp_path / "model.pt", weights_only=True)
+    for state in (by_torch, safetensors.torch.load_file(tmp_path / "model.safetensors")):
+        resumed, optimizer = start(recipe)  # as another process would
+        resumed.load_state_dict(state)
+        rest = torch.load(tmp_path / "rest.pt", weights_only=True)
+        optimizer.load_state_dict(rest["optimizer"])
+        torch.set_rng_state(rest["rng"])
+        train(resumed, optimizer, 5, 10)
+        equal_models(resumed, whole)
 
 
 def test_every_kind_of_state_has_moved(tmp_path: Path) -> None:
@@ -93,7 +80,7 @@ def test_every_kind_of_state_has_moved(tmp_path: Path) -> None:
     train(model, optimizer, 0, 5)
     for kind in ("clip", "grad_scale"):
         names = [name for name in model.state_dict() if name.endswith(kind)]
-        assert len(names) == 2 + 8
+        assert len(names) == 2 + 4
         assert any(not torch.equal(model.state_dict()[name], fresh.state_dict()[name]) for name in names), kind
 
 

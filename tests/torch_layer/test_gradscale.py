@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import socket
+import weakref
 from typing import Any
 
 import numpy as np
@@ -117,6 +119,30 @@ def test_a_layer_that_was_not_used_does_not_vote() -> None:
     assert (used.site.grad_scale.item(), idle.site.grad_scale.item()) == (8, 1)
 
 
+def test_only_the_optimizer_of_a_layer_is_its_step() -> None:
+    one, two = linear(), linear()
+    first, second = optimizer_of(one), optimizer_of(two)
+    backward(one, 1.0)
+    backward(two, 1.0)
+    second.step()
+    assert (one.site.grad_scale.item(), two.site.grad_scale.item()) == (1, 2)
+    backward(one, 48.0)
+    first.step()
+    assert (one.site.grad_scale.item(), two.site.grad_scale.item()) == (1, 2)
+
+
+def test_a_model_that_was_trained_can_be_forgotten() -> None:
+    """What hears of every optimizer's steps must not keep models alive."""
+    model = prepare(torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3))), recipes.sun2020())
+    optimizer = optimizer_of(model)
+    model(normal(2, 4)).sum().backward()
+    optimizer.step()
+    known = weakref.ref(model[1]), weakref.ref(model[1].site), weakref.ref(model[1].weight)
+    del model, optimizer
+    gc.collect()
+    assert [ref() for ref in known] == [None] * 3
+
+
 def test_a_frozen_weight_still_has_a_scale() -> None:
     """Its dL/dx is quantized."""
     frozen, last = linear(), linear()
@@ -144,6 +170,21 @@ def test_a_step_without_closure_and_with_one_are_alike() -> None:
 
     optimizer.step(closure)
     assert layer.site.grad_scale.item() == 2
+
+
+@pytest.mark.parametrize("peak", [0.0, 3e38])
+def test_scales_end_where_float32_does(peak: float) -> None:
+    """A dead layer votes for ever."""
+    layer = linear()
+    optimizer = optimizer_of(layer)
+    layer.site.grad_scale.fill_(2.0**120 if peak == 0 else 2.0**-120)
+    for _ in range(12):
+        backward(layer, peak)
+        optimizer.step()
+    optimizer.zero_grad()
+    backward(layer, 1.0)
+    assert torch.isfinite(layer.weight.grad).all()
+    assert np.log2(layer.site.grad_scale.item()) % 1 == 0
 
 
 def test_underflow_is_cured() -> None:
@@ -212,10 +253,13 @@ PEAKS = [  # of two ranks, and what the sum of their votes makes of the scale
 ]
 
 
-def _rank(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    wait = datetime.timedelta(seconds=10)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=wait)
+def _same_everywhere(x: Tensor) -> bool:
+    every = [torch.zeros_like(x) for _ in range(2)]
+    torch.distributed.all_gather(every, x.detach().clone())
+    return torch.equal(*every)
+
+
+def _votes(rank: int) -> None:
     layer, unused = linear(), linear()
     optimizer = optimizer_of(layer, unused)
     for *peaks, factor in PEAKS:
@@ -227,17 +271,51 @@ def _rank(rank: int, port: int) -> None:
         backward(unused, 1.0)
     backward(layer, 48.0)
     optimizer.step()
-    scales = [torch.zeros(()) for _ in range(2)]
-    torch.distributed.all_gather(scales, unused.site.grad_scale.detach().clone().reshape(()))
-    assert scales[0] == scales[1] == 2
-    torch.distributed.destroy_process_group()
+    assert unused.site.grad_scale.item() == 2
+    assert _same_everywhere(unused.site.grad_scale)
 
 
-def test_ranks_sum_their_votes() -> None:
+def _data_parallel(rank: int) -> None:
+    """Ranks see different batches, and train one model: PACT's clips too, which start from the first batch."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    model = prepare(torch.nn.Sequential(*layers), recipes.sun2020())
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for k in range(3):
+        optimizer.zero_grad()
+        x = (normal(4, 8, seed=10 * k + rank) * (1 + rank)).relu()
+        parallel(x).square().mean().backward()
+        optimizer.step()
+    for name, x in model.state_dict().items():
+        assert _same_everywhere(x), name
+
+
+def _rank(rank: int, port: int) -> None:
+    torch.set_num_threads(1)
+    wait = datetime.timedelta(seconds=20)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=wait)
+    try:
+        _votes(rank)
+        _data_parallel(rank)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_ranks() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port,), nprocs=2)
+    threads = torch.get_num_threads()
+    other = torch.multiprocessing.get_context("spawn").Process(target=_rank, args=(1, port))
+    other.start()
+    try:
+        _rank(0, port)  # this process is the first rank: starting torch is what takes long
+        other.join(30)
+        assert other.exitcode == 0
+    finally:
+        other.kill()
+        torch.set_num_threads(threads)
 
 
 def test_nothing_is_seen_in_evaluation() -> None:

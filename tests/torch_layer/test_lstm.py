@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lowbit.torch import Products, Spec, nn, prepare, recipes
 from torch_layer import reference as ref
-from torch_layer.layer_support import FLOAT, LUQ, SUN, n, near, normal
+from torch_layer.layer_support import EXACT, FLOAT, LUQ, SUN, n, near, normal, round_weights
 
 AMAX = replace(SUN, grad_input=Spec("radix4", scale="amax"), grad_weight=Spec("radix4_odd", scale="amax"))
 FIXED = replace(SUN, grad_input=Spec("radix4", scale=2.0**-7), grad_weight=Spec("radix4_odd", scale=2.0**-7))
@@ -117,40 +117,50 @@ def test_pact_of_the_hidden_state_is_signed() -> None:
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.0}, {"bias": False}])
 @pytest.mark.parametrize("proj_size", [0, 3])
 @pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("products", [FLOAT, EXACT], ids=["float", "exact"])
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-def test_unquantized_it_is_torchs(options: Any, proj_size: int, batch_first: bool) -> None:
+def test_unquantized_it_is_torchs(products: Products, options: Any, proj_size: int, batch_first: bool) -> None:
     options = {**options, "proj_size": proj_size, "batch_first": batch_first}
-    plain, ours = torch.nn.LSTM(6, 5, **options), nn.LSTM(6, 5, products=FLOAT, **options)
+    plain, ours = torch.nn.LSTM(6, 5, **options), nn.LSTM(6, 5, products=products, **options)
+    round_weights(plain)
     missing = ours.load_state_dict(plain.state_dict(), strict=False)
     assert not missing.unexpected_keys
     x = normal(4, 7, 6)
     sides = (2 if options.get("bidirectional") else 1) * options.get("num_layers", 1)
     batch = 4 if batch_first else 7
-    start = normal(sides, batch, proj_size or 5, seed=1), normal(sides, batch, 5, seed=2)
-    for given in (None, start):
-        y, (h, c) = ours(x, given)
-        want, (h2, c2) = plain(x, given)
-        torch.testing.assert_close(y, want)
-        torch.testing.assert_close(h, h2)
-        torch.testing.assert_close(c, c2)
-    y.square().sum().backward()
-    want.square().sum().backward()
+    given = normal(sides, batch, proj_size or 5, seed=1), normal(sides, batch, 5, seed=2)
+    found = []
+    for module in (ours, plain):
+        module(x)[0].sum().backward()
+        start = [s.clone().requires_grad_() for s in given]
+        inner = x.clone().requires_grad_()
+        y, (h, c) = module(inner, tuple(start))
+        (y.square().sum() + (h * given[0]).sum() + c.square().sum()).backward()
+        found.append((y, h, c, inner.grad, start[0].grad, start[1].grad))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     for name, p in plain.named_parameters():
         torch.testing.assert_close(ours.get_parameter(name).grad, p.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sort", [False, True])
 @pytest.mark.parametrize("both", [False, True])
-def test_packed_sequences(both: bool, sort: bool) -> None:
+@pytest.mark.parametrize("products", [FLOAT, EXACT], ids=["float", "exact"])
+def test_packed_sequences(products: Products, both: bool, sort: bool) -> None:
     lengths = torch.tensor([7, 4, 1] if sort else [4, 7, 1])
     plain = torch.nn.LSTM(6, 5, num_layers=2, bidirectional=both)
-    ours = nn.LSTM(6, 5, num_layers=2, bidirectional=both, products=FLOAT)
+    ours = nn.LSTM(6, 5, num_layers=2, bidirectional=both, products=products)
+    round_weights(plain)
     ours.load_state_dict(plain.state_dict(), strict=False)
     packed = pack_padded_sequence(normal(7, 3, 6), lengths, enforce_sorted=sort)
     y, (h, c) = ours(packed)
     want, (h2, c2) = plain(packed)
     assert type(y) is type(want)
     torch.testing.assert_close(pad_packed_sequence(y), pad_packed_sequence(want))
+    for state in (y, want):
+        state.data.square().sum().backward()
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name).grad, p.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(h, h2)
     torch.testing.assert_close(c, c2)
 

@@ -93,6 +93,12 @@ def test_hooks_flags_and_buffers_are_kept() -> None:
     assert calls == ["before", "forward", "backward"]
 
 
+def test_the_last_layers_stay_float_where_the_source_keeps_some() -> None:
+    """NVFP4's pretraining: about 15 % of the linear layers, the last ones."""
+    model = prepare(mlp(*[4] * 21), recipes.nvfp4())
+    assert converted(model) == [str(2 * k) for k in range(17)]
+
+
 def test_shared_modules_stay_shared() -> None:
     shared = T.Linear(6, 6)
     model = T.Sequential(T.Linear(6, 6), shared, T.ReLU(), shared, T.Linear(6, 6))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lowbit as lb
-from lowbit.torch import nn, prepare, recipes
+from lowbit.torch import nn, ops, prepare, recipes
 from torch_layer.layer_support import LUQ, RECIPES, SUN, equal_models, n, near, normal, step
 
 T = torch.nn
@@ -62,26 +62,33 @@ def test_nothing_is_drawn_when_nothing_is_stochastic() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_no_bit_of_integer_products(threads: int) -> None:
-    layers: list[Any] = [nn.Linear(700, 96, products=SUN), nn.Conv2d(16, 32, 3, padding=1, products=LUQ)]
+THREADED: dict[str, tuple[Any, Tensor, float]] = {
+    "linear": (lambda: nn.Linear(700, 96, products=SUN), normal(130, 700), 1.0),
+    "conv": (lambda: nn.Conv2d(16, 32, 3, padding=1, products=LUQ), normal(20, 16, 20, 20), 1.0),
+    "sums beyond float32's integers": (lambda: nn.Linear(64, 48, products=SUN), normal(5000, 64).abs() + 3, 1e6),
+}
+
+
+@pytest.mark.parametrize("kind", THREADED)
+def test_threads_change_no_bit_of_integer_products(kind: str) -> None:
+    make, x, size = THREADED[kind]
+    layer, found = make(), []
     before = torch.get_num_threads(), lb.get_num_threads()
     try:
-        for layer, x in zip(layers, (normal(130, 700), normal(20, 16, 20, 20)), strict=True):
-            found = []
-            for count in (1, threads):
-                torch.set_num_threads(count)
-                lb.set_num_threads(count)
-                torch.manual_seed(0)
-                inner = x.clone().requires_grad_()
-                layer.zero_grad()
-                y = layer(inner)
-                y.backward(normal(*y.shape, seed=1))
-                found.append((y, inner.grad, layer.weight.grad))
-            assert all(map(torch.equal, *found))
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            lb.set_num_threads(count)
+            torch.manual_seed(0)
+            inner = x.clone().requires_grad_()
+            layer.zero_grad()
+            y = layer(inner)
+            y.backward(normal(*y.shape, seed=1, scale=size))
+            found.append((y, inner.grad, layer.weight.grad))
     finally:
         torch.set_num_threads(before[0])
         lb.set_num_threads(before[1])
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
 
 
 @pytest.mark.parametrize("k", [512, 4096])
@@ -131,6 +138,37 @@ def test_a_compiled_model_trains_like_the_eager_one(recipe: str) -> None:
         losses.append([step(run, optimizer, normal(8, 16, seed=k), normal(8, 3, seed=9)) for k in range(6)])
     assert losses[0] == losses[1]
     equal_models(*models)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler's own
+def test_pact_does_not_start_in_a_compilers_hands() -> None:
+    """All in one graph it cannot: an error. In graphs that may break it does, as in eager mode."""
+    torch._dynamo.reset()
+    with pytest.raises((RuntimeError, torch._dynamo.exc.Unsupported), match="first batch"):
+        torch.compile(mlp("sun2020"), fullgraph=True, backend="aot_eager")(normal(8, 16))
+    torch._dynamo.reset()
+    model, eager, x = mlp("sun2020"), mlp("sun2020"), normal(8, 16)
+    assert torch.equal(torch.compile(model, backend="aot_eager")(x), eager(x))
+    equal_models(model, eager)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "encoder"])
+def test_other_models_compile(kind: str) -> None:
+    torch._dynamo.reset()
+    layers = {
+        "mlp": lambda: (T.Linear(8, 8), T.Linear(8, 8), T.Linear(8, 8)),
+        "conv": lambda: (T.Conv1d(5, 4, 1), T.BatchNorm1d(4), T.Conv1d(4, 4, 3), T.Conv1d(4, 2, 1)),
+        "encoder": lambda: (T.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0),),
+    }[kind]
+    torch.manual_seed(0)
+    model = prepare(T.Sequential(*layers()), recipes.luq())
+    run = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for batch in (3, 4, 6):
+        x, found = normal(batch, 5, 8), []
+        for call in (model, run):
+            torch.manual_seed(1)
+            found.append(gradients(call, x))
+        assert all(map(torch.equal, *found))
 
 
 def test_autocast_decides_the_output() -> None:
@@ -237,6 +275,53 @@ def test_flushed_subnormals_change_no_bit(flush: bool) -> None:
     y.backward(g)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_in_torchs_operations_every_bit_is_the_same(recipe: str) -> None:
+    """What other devices compute, on this one."""
+    p = RECIPES[recipe]().inner
+    layers: list[Any] = [nn.Linear(24, 12, products=p), nn.Conv2d(6, 12, 3, products=p)]
+    for layer, x in zip(layers, (normal(37, 24), normal(5, 6, 6, 5).relu()), strict=True):
+        layer(x)
+        found = []
+        for plain in (False, True):
+            ops.use_plain(plain)
+            try:
+                torch.manual_seed(0)
+                given = x.clone().requires_grad_()
+                layer.zero_grad()
+                y = layer(given)
+                y.backward(normal(*y.shape, seed=1))
+            finally:
+                ops.use_plain(False)
+            found.append((y, given.grad, layer.weight.grad))
+        assert all(map(torch.equal, *found))
+
+
+def test_what_follows_may_work_in_place() -> None:
+    """``ReLU(inplace=True)``, a residual's ``+=``."""
+    x, p = normal(3, 4, 6), RECIPES["luq"]().inner
+    layers: list[Any] = [
+        nn.Linear(6, 6, products=p),
+        nn.Linear(6, 6, bias=False, products=p),
+        nn.Conv1d(4, 4, 3, padding=1, products=p),
+        nn.LSTM(6, 6, products=p),
+        nn.MultiheadAttention(6, 2, products=p),
+        nn.Embedding(6, 6, weight_spec=p.weight),
+    ]
+    for layer in layers:
+        found = []
+        for in_place in (False, True):
+            torch.manual_seed(0)
+            layer.zero_grad()
+            given = (x > 0).long() if isinstance(layer, nn.Embedding) else x
+            y = layer(x, x, x) if isinstance(layer, nn.MultiheadAttention) else layer(given)
+            y = y if isinstance(y, Tensor) else y[0]
+            y = y.relu_() if in_place else y.relu()
+            y.sum().backward()
+            found.append([q.grad.clone() for q in layer.parameters()])
+        assert all(map(torch.equal, *found)), layer
+
+
 def test_no_grad_saves_and_draws_nothing() -> None:
     model = mlp("luq")
     torch.manual_seed(0)
@@ -248,20 +333,25 @@ def test_no_grad_saves_and_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_packed_activations_are_a_sixth() -> None:
-    layer = nn.Linear(512, 8, products=SUN)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("recipe", ["sun2020", "int4_forward", "luq", "nvfp4", "int4_rescaled"])
+def test_saved_activations_are_packed(recipe: str, kind: str) -> None:
+    """At most 0.16 of float32's bytes, the bit of a clip included."""
+    p = RECIPES[recipe]().inner
+    layer: Any = nn.Linear(512, 8, products=p) if kind == "linear" else nn.Conv2d(64, 8, 3, products=p)
+    x = normal(512, 512) if kind == "linear" else normal(32, 64, 12, 12)
+    layer(x)
     sizes: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
         sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
-    x = normal(1024, 512)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        layer(x)
-    weights = layer.weight.untyped_storage()
-    sizes.pop(weights.data_ptr(), None)
-    assert sum(sizes.values()) <= 0.16 * x.nbytes + weights.nbytes()
+        y = layer(x)
+    del y
+    sizes.pop(layer.weight.untyped_storage().data_ptr(), None)
+    assert 0.06 * x.nbytes < sum(sizes.values()) <= 0.16 * x.nbytes + layer.weight.nbytes / 4
 
 
 def test_a_model_cast_to_float16_keeps_its_scale() -> None:
