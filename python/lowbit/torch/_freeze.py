@@ -15,7 +15,7 @@ from lowbit.torch import nn as quantized
 from lowbit.torch._contract import Convolution
 from lowbit.torch._layers import sites_of
 from lowbit.torch._operands import Kept, decode, encode
-from lowbit.torch._site import _UNKNOWN, Site, _narrow
+from lowbit.torch._site import _UNKNOWN, Site, _autocast, _narrow
 from lowbit.torch._spec import Spec
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -130,9 +130,10 @@ class FrozenSite(Site):
         call = _product.Call(plan.products, geometry, keep=False, recording=False)
         shape_only = torch.empty(w.shape, device="meta")
         clip = self.clip if plan.pact else None
-        y, _, _ = _product.forward(_narrow(x), shape_only, bias, clip, key, call, codes=w.kept())
-        device = x.device.type
-        return y.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
+        rows = x.reshape(-1, x.shape[-1]) if geometry is None else x
+        y, _, _ = _product.forward(_narrow(rows), shape_only, bias, clip, key, call, codes=w.kept())
+        y = y.to(_autocast(x.device.type) or x.dtype)
+        return y if geometry is not None else y.reshape(*x.shape[:-1], w.shape[0])
 
 
 class FrozenEmbedding(quantized.Embedding):

@@ -14,6 +14,7 @@ from lowbit.torch import _compress
 from lowbit.torch import nn as quantized
 from lowbit.torch._site import Site
 from lowbit.torch._spec import Products, Recipe
+from lowbit.torch.nn.attention import keep_from_fused
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -109,12 +110,22 @@ def prepare(
         if strict:
             raise lb.Error(f"model: no rule converts {listed}; name them in skip=")
         warnings.warn(f"no rule of lowbit.torch.prepare converts {listed}: {advice}", UserWarning, stacklevel=2)
-    for module, products in chosen:
-        _convert(module, products, recipe)
+    if layers and not chosen and recipe.inner.specs():
+        kept = ", ".join(name or "the model" for name, _ in layers)
+        warnings.warn(
+            f"no layer is quantized: of {kept}, {recipe.name} leaves the first and the last in float32 "
+            "(dataclasses.replace(recipe, first=recipe.inner, last=recipe.inner) does not)",
+            UserWarning,
+            stacklevel=2,
+        )
+    outputs = [name for name, _ in model.named_modules() if name.endswith("out_proj") and _matches(name, skipped)]
+    for name, module, products in chosen:
+        _convert(module, products, recipe, output=f"{name}.out_proj".lstrip(".") not in outputs)
     for module in model.modules():
-        if type(module) is nn.TransformerEncoderLayer and any(isinstance(m, Site) for m in module.modules()):
-            module.__class__ = quantized.TransformerEncoderLayer
-            module.keep_from_fused()  # type: ignore[operator]  # it has just become one
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, Site) for m in module.modules()):
+            if type(module) is nn.TransformerEncoderLayer:
+                module.__class__ = quantized.TransformerEncoderLayer
+            keep_from_fused(module)
         if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Site) for m in module.modules()):
             # Nested tensors are for the fused path alone.
             module.enable_nested_tensor = module.use_nested_tensor = False
@@ -152,6 +163,10 @@ def _layers(
     return layers, others
 
 
+def _matches(name: str, skip: list[str | type[nn.Module]]) -> bool:
+    return any(isinstance(pattern, str) and fnmatch.fnmatchcase(name, pattern) for pattern in skip)
+
+
 def _impossible(module: nn.Module) -> bool:
     """Say whether a layer of a convertible type has what its quantized twin has not."""
     if isinstance(module, nn.Embedding):
@@ -159,11 +174,11 @@ def _impossible(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv1d | nn.Conv2d) and not isinstance(module.weight, Tensor)
 
 
-def _chosen(layers: list[tuple[str, nn.Module]], recipe: Recipe) -> list[tuple[nn.Module, Products]]:
+def _chosen(layers: list[tuple[str, nn.Module]], recipe: Recipe) -> list[tuple[str, nn.Module, Products]]:
     """Find each layer's products; layers that stay float32 are left out."""
-    chosen: list[tuple[nn.Module, Products]] = []
+    chosen: list[tuple[str, nn.Module, Products]] = []
     last = max(1, round(recipe.last_share * len(layers)))
-    for i, (_, module) in enumerate(layers):
+    for i, (name, module) in enumerate(layers):
         products: Products | None = recipe.inner
         # Of a single layer, or of a first that is last too, the first's rule counts where there is one.
         if i == 0 and len(layers) > 1:
@@ -177,21 +192,23 @@ def _chosen(layers: list[tuple[str, nn.Module]], recipe: Recipe) -> list[tuple[n
                 products = recipe.pointwise
         if isinstance(module, nn.Embedding):
             if recipe.embedding is not None:
-                chosen.append((module, Products(weight=recipe.embedding)))
+                chosen.append((name, module, Products(weight=recipe.embedding)))
         elif products is not None:
-            chosen.append((module, products))
+            chosen.append((name, module, products))
     return chosen
 
 
-def _convert(module: nn.Module, products: Products, recipe: Recipe) -> None:
+def _convert(module: nn.Module, products: Products, recipe: Recipe, *, output: bool) -> None:
     """Turn a layer into its quantized twin."""
     state: dict[str, Any] = {"pact_init": recipe.pact_init, "grad_scale": recipe.grad_scale}
     module.__class__ = _KINDS[type(module)]
     if isinstance(module, quantized.Embedding):
         assert products.weight is not None
         module.weight_spec = products.weight
-    elif isinstance(module, quantized.LSTM | quantized.MultiheadAttention):
+    elif isinstance(module, quantized.LSTM):
         module.quantize(products, **state)
+    elif isinstance(module, quantized.MultiheadAttention):
+        module.quantize(products, output=output, **state)
     else:
         module.site = Site(products, cast(Tensor, module.weight), **state)
     for site in module.modules():

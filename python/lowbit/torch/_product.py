@@ -154,13 +154,12 @@ def forward(
     """
     p, drawn = call.products, words(key)
     with torch.no_grad(), float32_products(x.device.type):
-        flat = x.reshape(-1, x.shape[-1]) if call.geometry is None else x
         record = torch.zeros(FORWARD_SLOTS) if call.recording or call.fixed else _NONE
         x_kept, w_kept, mask = nothing(), nothing(), torch.empty(0, dtype=torch.uint8)
         if p.input is None:
-            xs = as_is(flat)
+            xs = as_is(x)
         else:
-            x_kept = encode(flat, p.input, axis=1, scale=_input_scale(p.input, clip), key=_fold(drawn, "input"))
+            x_kept = encode(x, p.input, axis=1, scale=_input_scale(p.input, clip), key=_fold(drawn, "input"))
             xs = decode(x_kept, p.input, axis=1)
         if p.weight is None:
             ws = as_is(w)
@@ -179,17 +178,16 @@ def forward(
         if bias is not None:
             y += bias.detach().reshape(1, -1, *(1,) * (y.dim() - 2))
         if call.recording:
-            _note(record, _INPUT, flat, xs, p.input)
+            _note(record, _INPUT, x, xs, p.input)
             _note(record, _WEIGHT, w, ws, p.weight)
         if call.keep and p.input is not None and p.input.clips:
-            mask = _codes.clip_bits(flat, *_bounds(p.input, x_kept.scale, clip), always=call.fixed)
+            mask = _codes.clip_bits(x, *_bounds(p.input, x_kept.scale, clip), always=call.fixed)
         if not call.keep:
             x_kept, w_kept = nothing(), nothing()
         elif p.input_again is not None:
-            turned = _turned(flat, p.rotate_weight, 0, drawn)
+            turned = _turned(x, p.rotate_weight, 0, drawn)
             x_kept = encode(turned, p.input_again, axis=0, key=_fold(drawn, "input_again"))
-        out = y if call.geometry is not None else y.reshape(*x.shape[:-1], w.shape[0])
-        return out, (x_kept, mask, w_kept), record
+        return y, (x_kept, mask, w_kept), record
 
 
 def _turned(x: Tensor, turn: Rotation | None, axis: int, key: lb.Key | None) -> Tensor:
@@ -279,9 +277,7 @@ def backward(
     x_kept, mask, w_kept = saved
     with torch.no_grad(), float32_products(g.device.type):
         g = g.to(torch.float32)
-        g = g if geometry is not None else g.reshape(-1, w.shape[0])
-        flat = shape if geometry is not None else (g.shape[0], shape[-1])
-        x_kept = replace(x_kept, shape=_kept_shape(flat, p))
+        x_kept = replace(x_kept, shape=_kept_shape(shape, p))
         if not g.numel() or not _look(g, call, record):
             return _constant(shape, w, needs, float("nan") if g.numel() else 0.0)
         turn = p.rotate_input if geometry is None or geometry.groups == 1 else None
@@ -298,7 +294,7 @@ def backward(
             if geometry is None:
                 dx = matmul(for_input.values, ws.values, for_input.steps, ws.steps)
             else:
-                dx = geometry.grad_input(torch.Size(flat), for_input.values, ws.values, for_input.steps, ws.steps)
+                dx = geometry.grad_input(torch.Size(shape), for_input.values, ws.values, for_input.steps, ws.steps)
             dx = rescaled(dx, for_input, ws)
         xs = None
         if needs[1]:
@@ -308,7 +304,7 @@ def backward(
                 for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, _fold(drawn, "grad_weight"))
                 if call.recording and for_input is None:
                     _note(record, _GRAD, turned, for_weight, p.grad_weight)
-            xs = _input_again(x if not x.numel() else x.reshape(flat), x_kept, p, drawn)
+            xs = _input_again(x, x_kept, p, drawn)
             if geometry is None:
                 dw = matmul(for_weight.values.t(), xs.values, for_weight.steps, xs.steps)
             else:
@@ -327,7 +323,7 @@ def backward(
                 dclip = (clipped * signs).sum(dtype=torch.float64).to(torch.float32)
         elif needs[3]:
             dclip = torch.zeros(())
-        return dx.reshape(shape) if needs[0] else torch.empty(0), dw, db, dclip
+        return dx if needs[0] else torch.empty(0), dw, db, dclip
 
 
 def _constant(
@@ -349,22 +345,24 @@ def _same(p: Products) -> bool:
     return spec is None or not (spec.random or spec.in_blocks)
 
 
-def _kept_shape(flat: tuple[int, ...], p: Products) -> tuple[int, ...]:
+def _kept_shape(shape: tuple[int, ...], p: Products) -> tuple[int, ...]:
     """Give the shape of the numbers whose codes are kept: a rotation pads the batch."""
     if p.rotate_weight is None or p.input_again is None:
-        return tuple(flat)
-    return (flat[0] + -flat[0] % p.rotate_weight.block, *flat[1:])
+        return tuple(shape)
+    return (shape[0] + -shape[0] % p.rotate_weight.block, *shape[1:])
 
 
 def kept_sizes(x: Tensor, w: Tensor, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Give empty tensors of the shapes of what `forward` keeps, for a compiler that plans memory."""
     p = call.products
-    flat = (x.numel() // x.shape[-1], x.shape[-1]) if call.geometry is None else tuple(x.shape)
     mask = x.new_empty(
-        (math.prod(flat) + 7) // 8 if call.keep and p.input is not None and p.input.clips else 0, dtype=torch.uint8
+        (math.prod(tuple(x.shape)) + 7) // 8 if call.keep and p.input is not None and p.input.clips else 0,
+        dtype=torch.uint8,
     )
     again = p.input_again is not None
-    x_kept = _sizes(x, _kept_shape(flat, p), p.input_again if again else p.input, 0 if again else 1, call.keep)
+    x_kept = _sizes(
+        x, _kept_shape(tuple(x.shape), p), p.input_again if again else p.input, 0 if again else 1, call.keep
+    )
     return *x_kept, mask, *_sizes(x, coded_shape(w, call), p.weight, 1, call.keep)
 
 

@@ -80,6 +80,7 @@ class Site(nn.Module):
         self.record = torch.zeros(len(SLOTS))
         self._clip_in_optimizer = False
         self._stepped = False
+        self._strange = 0  # steps of optimizers that have not its weight, while none has had it
         self._order = next(_ORDER)
         _SITES.add(self)
 
@@ -136,8 +137,10 @@ class Site(nn.Module):
         if self.training:
             self._see(w if owner is None else owner)
         plan = self._plan if self.clip is None or self._sign != _UNKNOWN else self._first(x)
+        # Rows, outside of the product: what it returns must be no view, or nobody could work on it in place.
+        rows = x.reshape(-1, x.shape[-1]) if geometry is None and x.dim() != 2 else x
         y = product(
-            _narrow(x),
+            _narrow(rows),
             w,
             bias,
             self.clip if plan.pact else None,
@@ -150,7 +153,8 @@ class Site(nn.Module):
             geometry,
             self.recording,
         )
-        return y.to(x.dtype if cast is None else cast)
+        y = y.to(x.dtype if cast is None else cast)
+        return y if rows is x else y.reshape(*x.shape[:-1], w.shape[0])
 
     def start(self, clip: float, *, signed: bool) -> None:
         """Set PACT's clip and whether it holds negative numbers, as the first batch would."""
@@ -161,19 +165,26 @@ class Site(nn.Module):
             self.clip_signed.fill_(_SIGNED if signed else _UNSIGNED)
         self._settle(int(signed))
 
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="PACT's clips start at the first batch: run one before torch.compile(fullgraph=True)"
+    )
     def _first(self, x: Tensor) -> Plan:
-        """Start PACT by its first batch: signed if that was negative anywhere."""
-        if torch.compiler.is_compiling():
-            raise RuntimeError("PACT's clips start at the first batch: run one before torch.compile")
+        """Start PACT by its first batch, of all ranks: signed if that was negative anywhere."""
         if x.device.type == "meta" or _keys.watched():
             return Plan.of(_signed(self.products, True))
         low, high = torch.aminmax(x.detach()) if x.numel() else (torch.zeros(()), torch.zeros(()))
-        top = float(max(-low, high))
-        if self.training and 0 < top < math.inf:
-            self.start(self.pact_init or top, signed=bool(low < 0))
-            return self._plan
+        top, signed = float(max(-low, high)), bool(low < 0)
+        if self.training:
+            top = top if math.isfinite(top) else 0.0
+            if _many():
+                both = torch.tensor([top, float(signed)], device=x.device)
+                torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX)
+                top, signed = both[0].item(), bool(both[1])
+            if top > 0:
+                self.start(self.pact_init or top, signed=signed)
+                return self._plan
         # Nothing to start from: not training, all zero, or not finite. Such a batch is scaled by its own maximum.
-        return Plan.of(_unclipped(self.products, bool(low < 0)))
+        return Plan.of(_unclipped(self.products, signed))
 
     def _see(self, w: Tensor) -> None:
         """Notice another weight in the old one's place; complain of a clip that no optimizer has."""
@@ -254,7 +265,7 @@ def _with_format(products: Products, format: str | None, scale: str) -> Products
 
 
 def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Tell every site whose weight this optimizer moves (or whose weight is frozen) that a step was taken."""
+    """Tell every site whose weight this optimizer moves, or none does, that a step was taken."""
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     sites = []
     # In the order in which they were made, which is the same on every rank.
@@ -262,18 +273,26 @@ def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         weight = site._weight[0]
         if site.clip is not None and id(site.clip) in moved:
             site._clip_in_optimizer = True
-        if id(weight) in moved or not weight.requires_grad:
-            site._stepped = True
+        site._strange += 1
+        if id(weight) in moved:
+            site._stepped, site._strange = True, -(1 << 62)
+        # A weight that no optimizer has is frozen, computed, or a copy of what one moves; or its own has yet to step.
+        if id(weight) in moved or site._strange > 1 or not weight.requires_grad:
             sites.append(site)
     scaled = [site for site in sites if site.grad_scale is not None]
     votes = [site.vote() for site in scaled]
-    if votes and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if votes and _many():
         votes = _summed(votes, scaled[0])
     for site, vote in zip(scaled, votes, strict=True):
         site.step(vote)
     for site in sites:
         if site.grad_scale is None:
             site.step(0)
+
+
+def _many() -> bool:
+    """Say whether there are other ranks."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _summed(votes: list[int], site: Site) -> list[int]:

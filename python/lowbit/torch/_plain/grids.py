@@ -94,9 +94,9 @@ def _(grid: Table, t: Tensor, words: Tensor | None) -> Tensor:
     values = _table(grid.values.tolist(), t)
     if words is None:
         thresholds = _table(grid._thresholds.tolist(), t)
-        return _nan_where(t, values[torch.searchsorted(thresholds, t)])
+        return _nan_where(t, values[torch.searchsorted(thresholds, t.contiguous())])
     t = t.clamp(float(grid.values[0]), float(grid.values[-1]))
-    index = (torch.searchsorted(values, t, right=True) - 1).clamp(0, len(values) - 2)
+    index = (torch.searchsorted(values, t.contiguous(), right=True) - 1).clamp(0, len(values) - 2)
     low, high = values[index], values[index + 1]
     up = _below(words, f32(f32(t - low) * f32(1.0 / f32(high - low)))) | (t == high)
     return _nan_where(t, torch.where(up, high, low))
@@ -127,12 +127,12 @@ def _(grid: Radix, t: Tensor, words: Tensor | None) -> Tensor:
     if words is None:
         a = t.abs()
         y = f32(a * _float32(2.0 * radix / (1.0 + radix)))
-        e = (torch.searchsorted(magnitudes, y, right=True) - 1).clamp(0, last)
+        e = (torch.searchsorted(magnitudes, y.contiguous(), right=True) - 1).clamp(0, last)
         if grid.half_underflow:
             e = torch.where((e == 0) & (a >= smallest / 2), 1, e)
         return _nan_where(t, torch.copysign(magnitudes[e], t))
     a = t.abs().clamp(max=float(grid.magnitudes[-1]))
-    e = (torch.searchsorted(magnitudes, a, right=True) - 1).clamp(0, last)
+    e = (torch.searchsorted(magnitudes, a.contiguous(), right=True) - 1).clamp(0, last)
     near, far = magnitudes[e], magnitudes[(e + 1).clamp(max=last)]
     steps = f32(f32(f32(a * f32(1.0 / near)) - 1.0) * _float32(1.0 / (radix - 1.0)))
     q = torch.where(a < smallest, f32(a * (1.0 / smallest)), steps)

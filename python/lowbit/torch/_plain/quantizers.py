@@ -192,7 +192,7 @@ def _encode(grid: Grid, values: Tensor) -> Tensor:
     """Give the codes of numbers of the grid, int64."""
     codes, negative_zero = _encode_table(grid.name)
     known = torch.from_numpy(grid.values.astype(np.float64)).to(values.device)
-    found = torch.from_numpy(codes).to(values.device)[torch.searchsorted(known, values)]
+    found = torch.from_numpy(codes).to(values.device)[torch.searchsorted(known, values.contiguous())]
     return torch.where((values == 0) & torch.signbit(values), negative_zero, found)
 
 

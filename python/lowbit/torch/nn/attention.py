@@ -39,15 +39,16 @@ class MultiheadAttention(nn.MultiheadAttention):
         super().__init__(*args, **kwargs)
         self.quantize(products, pact_init=pact_init, grad_scale=grad_scale)
 
-    def quantize(self, products: Products, **state: Any) -> None:
-        """Give every projection its site."""
+    def quantize(self, products: Products, *, output: bool = True, **state: Any) -> None:
+        """Give every projection its site; that of the output only if asked."""
         packed = self.in_proj_weight if self._qkv_same_embed_dim else self.q_proj_weight
         self.site = Site(products, packed, **state)
         if not self._qkv_same_embed_dim:
             self.key_site = Site(products, self.k_proj_weight, **state)
             self.value_site = Site(products, self.v_proj_weight, **state)
-        self.out_proj.__class__ = Linear  # type: ignore[assignment]  # it is an nn.Linear
-        self.out_proj.site = Site(products, self.out_proj.weight, **state)
+        if output:
+            self.out_proj.__class__ = Linear  # type: ignore[assignment]  # it is an nn.Linear
+            self.out_proj.site = Site(products, self.out_proj.weight, **state)
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
@@ -158,8 +159,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         for linear in (self.linear1, self.linear2):
             linear.__class__ = Linear
             linear.site = Site(products, linear.weight, pact_init=pact_init, grad_scale=grad_scale)
-        self.keep_from_fused()
+        keep_from_fused(self)
 
-    def keep_from_fused(self) -> None:
-        """Tell torch that this layer is not one that its fused inference path, which reads the weights, can run."""
-        self.activation_relu_or_gelu = 0
+
+def keep_from_fused(layer: nn.TransformerEncoderLayer) -> None:
+    """Tell torch that a layer is not one that its fused inference path, which reads the weights, can run."""
+    layer.activation_relu_or_gelu = 0
