@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import lowbit as lb
-from lowbit.torch import _product
+from lowbit.torch import _keys, _product
 from lowbit.torch import nn as quantized
+from lowbit.torch._autograd import _geometry, _listed, result_shape
 from lowbit.torch._contract import Convolution
 from lowbit.torch._layers import sites_of
 from lowbit.torch._operands import Kept, decode, encode
-from lowbit.torch._site import _UNKNOWN, Site, _narrow
-from lowbit.torch._spec import Spec
+from lowbit.torch._site import _UNKNOWN, Site, _autocast, _narrow
+from lowbit.torch._spec import Products, Spec
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -49,7 +50,7 @@ class PackedWeight(nn.Module):
         super().__init__()
         self.spec, self.shape, self.dtype = spec, weight.shape, weight.dtype
         # Noise, where a spec asks for it, is drawn once and for all.
-        key = _product.words(torch.randint(-(2**63), 2**63 - 1, (2,))) if spec.random else None
+        key = _product.words(_keys.draw()) if spec.random else None
         kept = encode(weight.detach(), spec, axis=1, key=key)
         self.kept_shape = kept.shape
         for name in ("packed", "scale", "rest"):
@@ -71,10 +72,6 @@ class PackedWeight(nn.Module):
         """Count the dimensions, as of a tensor."""
         return len(self.shape)
 
-    def kept(self) -> Kept:
-        """Give the codes as products take them."""
-        return Kept(self.packed, self.scale, self.rest, self.kept_shape)
-
     def chunk(self, n: int) -> tuple[nn.Module, ...]:
         """Give the parts of an attention's joint projection, each quantized by itself."""
         if len(self.parts) != n:
@@ -87,7 +84,8 @@ class PackedWeight(nn.Module):
     def rows(self, indices: Tensor) -> Tensor:
         """Decode the rows with these indices, to (..., columns) in float32."""
         columns = self.shape[1]
-        flat, kept = indices.reshape(-1), self.kept()
+        flat = indices.reshape(-1)
+        kept = Kept(self.packed, self.scale, self.rest, self.kept_shape)
         if columns * lb.get_format(self.spec.format).bits % 8 == 0 and self.spec.per != "tile":
             # Rows begin with a byte: only these need be decoded.
             def chosen(per_row: Tensor) -> Tensor:
@@ -124,15 +122,58 @@ class FrozenSite(Site):
     ) -> Tensor:
         """Compute what `Site.multiply` does, of the decoded weight."""
         if not x.is_floating_point():
-            raise TypeError(f"input: expected a float tensor, got {x.dtype}")
+            raise TypeError(f"input: expected a float tensor, got dtype {x.dtype}")
+        cast_to = _autocast(x.device.type)
         plan = self._plan if self.clip is None or self._sign != _UNKNOWN else self._first(x)
-        key = torch.randint(-(1 << 63), (1 << 63) - 1, (2,)) if plan.random else None
-        call = _product.Call(plan.products, geometry, keep=False, recording=False)
-        shape_only = torch.empty(w.shape, device="meta")
-        clip = self.clip if plan.pact else None
-        y, _, _ = _product.forward(_narrow(x), shape_only, bias, clip, key, call, codes=w.kept())
-        device = x.device.type
-        return y.to(torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype)
+        y = (_frozen_op if _keys.watched() else _frozen)(
+            _narrow(x),
+            *(w.packed, w.scale, w.rest, bias),
+            self.clip if plan.pact else None,
+            _keys.draw() if plan.forward_random else None,
+            *(plan.text, _listed(geometry), list(w.shape), list(w.kept_shape)),
+        )
+        return y.to(x.dtype if cast_to is None else cast_to)
+
+
+def _frozen(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    rest: Tensor,
+    bias: Tensor | None,
+    clip: Tensor | None,
+    key: Tensor | None,
+    products: str,
+    geometry: list[int],
+    shape: list[int],
+    kept_shape: list[int],
+) -> Tensor:
+    """Multiply by a weight that is there as codes."""
+    call = _product.Call(Products.parse(products), _geometry(geometry), keep=False, recording=False)
+    w = torch.empty(shape, device="meta")
+    codes = Kept(packed, scale, rest, tuple(kept_shape))
+    return _product.forward(x, w, bias, clip, key, call, codes=codes)[0]
+
+
+#: The same, opaque to a compiler.
+_frozen_op = torch.library.custom_op("lowbit::frozen_product", _frozen, mutates_args=())
+
+
+@_frozen_op.register_fake
+def _(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    rest: Tensor,
+    bias: Tensor | None,
+    clip: Tensor | None,
+    key: Tensor | None,
+    products: str,
+    geometry: list[int],
+    shape: list[int],
+    kept_shape: list[int],
+) -> Tensor:
+    return x.new_empty(result_shape(x, shape, _geometry(geometry)), dtype=torch.float32)
 
 
 class FrozenEmbedding(quantized.Embedding):
