@@ -139,6 +139,8 @@ def test_embeddings_decode_the_rows_they_look_up(spec: Spec, columns: int) -> No
     frozen = freeze(net, quiet=True)
     assert same(frozen(indices), net.eval()(indices))
     assert same(frozen[0](indices[:0]), net[0](indices[:0]))
+    compiled = torch.compile(frozen, backend="aot_eager", fullgraph=True)
+    assert same(compiled(indices), frozen(indices))
 
 
 def test_bytes_are_measured() -> None:

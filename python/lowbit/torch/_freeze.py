@@ -49,6 +49,7 @@ class PackedWeight(nn.Module):
     def __init__(self, weight: Tensor, spec: Spec) -> None:
         super().__init__()
         self.spec, self.shape, self.dtype = spec, weight.shape, weight.dtype
+        self.text = Products(weight=spec).text  # as operations take it
         # Noise, where a spec asks for it, is drawn once and for all.
         key = _product.words(_keys.draw()) if spec.random else None
         kept = encode(weight.detach(), spec, axis=1, key=key)
@@ -80,23 +81,6 @@ class PackedWeight(nn.Module):
                 "say freeze(model, cross_attention=True), which keeps those codes too"
             )
         return tuple(self.parts)
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Decode the rows with these indices, to (..., columns) in float32."""
-        columns = self.shape[1]
-        flat = indices.reshape(-1)
-        kept = Kept(self.packed, self.scale, self.rest, self.kept_shape)
-        if columns * lb.get_format(self.spec.format).bits % 8 == 0 and self.spec.per != "tile":
-            # Rows begin with a byte: only these need be decoded.
-            def chosen(per_row: Tensor) -> Tensor:
-                return per_row[flat] if per_row.dim() == 2 and per_row.shape[0] == self.shape[0] > 1 else per_row
-
-            packed = self.packed.view(self.shape[0], -1)[flat].view(-1)
-            kept = Kept(packed, chosen(self.scale), chosen(self.rest), (flat.numel(), columns))
-            flat = torch.arange(flat.numel())
-        table = decode(kept, self.spec, axis=1, shape=tuple(self.shape))
-        rows = table.values if table.scale is None else table.values * table.scale
-        return rows[flat].view(*indices.shape, columns)
 
     def extra_repr(self) -> str:
         """Say what it holds."""
@@ -181,9 +165,54 @@ class FrozenEmbedding(quantized.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up rows."""
-        table = cast(Any, self.weight)
-        rows: Tensor = table.rows(input).to(table.dtype)
-        return rows
+        w = cast(PackedWeight, self.weight)
+        look_up = _rows_op if _keys.watched() else _rows
+        rows = look_up(input, w.packed, w.scale, w.rest, w.text, list(w.shape), list(w.kept_shape))
+        return rows.to(w.dtype)
+
+
+def _rows(
+    indices: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    rest: Tensor,
+    products: str,
+    shape: list[int],
+    kept_shape: list[int],
+) -> Tensor:
+    """Decode the rows with these indices, to (..., columns) in float32."""
+    spec = cast(Spec, Products.parse(products).weight)
+    rows, columns = shape
+    flat = indices.reshape(-1)
+    kept = Kept(packed, scale, rest, tuple(kept_shape))
+    if columns * lb.get_format(spec.format).bits % 8 == 0 and spec.per != "tile":
+        # Rows begin with a byte: only these need be decoded.
+        def chosen(per_row: Tensor) -> Tensor:
+            return per_row[flat] if per_row.dim() == 2 and per_row.shape[0] == rows > 1 else per_row
+
+        some = packed.view(rows, -1)[flat].view(-1)
+        kept = Kept(some, chosen(scale), chosen(rest), (flat.numel(), columns))
+        flat = torch.arange(flat.numel(), device=flat.device)
+    table = decode(kept, spec, axis=1, shape=tuple(shape))
+    values = table.values if table.scale is None else table.values * table.scale
+    return values[flat].view(*indices.shape, columns)
+
+
+#: The same, opaque to a compiler.
+_rows_op = torch.library.custom_op("lowbit::frozen_rows", _rows, mutates_args=())
+
+
+@_rows_op.register_fake
+def _(
+    indices: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    rest: Tensor,
+    products: str,
+    shape: list[int],
+    kept_shape: list[int],
+) -> Tensor:
+    return packed.new_empty((*indices.shape, shape[1]), dtype=torch.float32)
 
 
 @dataclass(frozen=True)
