@@ -291,7 +291,9 @@ def test_seeds_checkpoints_and_compile() -> None:
     assert all(map(torch.equal, eager, gradients(net)))
     assert not all(map(torch.equal, eager, gradients(net, seed=2)))
     assert all(map(torch.equal, eager, gradients(checkpointed)))
-    assert all(map(torch.equal, eager, gradients(torch.compile(net, backend="aot_eager", fullgraph=True))))
+    for dynamic in (False, True):
+        compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        assert all(map(torch.equal, eager, gradients(compiled)))
 
 
 def test_operators() -> None:

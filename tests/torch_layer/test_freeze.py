@@ -139,6 +139,14 @@ def test_embeddings_decode_the_rows_they_look_up(spec: Spec, columns: int) -> No
     frozen = freeze(net, quiet=True)
     assert same(frozen(indices), net.eval()(indices))
     assert same(frozen[0](indices[:0]), net[0](indices[:0]))
+    table = frozen[0].weight
+    arguments = indices, table.packed, table.scale, table.rest
+    rest = table.text, list(table.shape), list(table.kept_shape)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.lowbit.frozen_rows.default, (*arguments, *rest), test_utils=tests)
+    if spec.per == "tensor" and columns == 8:
+        compiled = torch.compile(frozen, backend="aot_eager", fullgraph=True)
+        assert same(compiled(indices), frozen(indices))
 
 
 def test_bytes_are_measured() -> None:
@@ -186,6 +194,34 @@ def test_autocast_and_other_dtypes() -> None:
         assert not name.startswith("1.weight") or torch.equal(half.state_dict()[name], tensor)
     assert half(x.to(torch.bfloat16)).dtype == torch.bfloat16
     assert same(freeze(net.to(torch.bfloat16), quiet=True)(x.to(torch.bfloat16)), net(x.to(torch.bfloat16)))
+
+
+def test_compiled_as_a_whole() -> None:
+    net, x = prepared("convolutions", "sun2020")
+    frozen = freeze(net, quiet=True)
+    compiled = torch.compile(frozen, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert same(compiled(x), frozen(x))
+    layer = frozen[1].weight
+    arguments = (torch.randn(2, 6, 9, 9), layer.packed, layer.scale, layer.rest, None, torch.tensor(1.0), None)
+    shapes = (frozen[1].site._plan.text, [2, 2, 0, 0, 1, 1, 2], list(layer.shape), list(layer.kept_shape))
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.lowbit.frozen_product.default, (*arguments, *shapes), test_utils=tests)
+
+
+def test_stochastic_inputs_and_weights() -> None:
+    """Inputs draw as in the prepared model; a weight's noise was drawn when it was frozen."""
+    noisy = Spec("int4", rounding="stochastic")
+    for products, stays in ((Products(Spec("int4"), noisy), True), (Products(noisy, Spec("int4")), False)):
+        net = prepare(nn.Sequential(nn.Linear(64, 64)), Recipe("test", products, products, products)).eval()
+        frozen, x = freeze(net, quiet=True), torch.randn(3, 64)
+        outputs = []
+        with torch.no_grad():
+            for module in (net, frozen, frozen):
+                torch.manual_seed(5)
+                outputs.append(module(x))
+        assert same(outputs[1], outputs[2])
+        assert same(outputs[0], outputs[1]) == stays
 
 
 def test_no_float_weight_is_left() -> None:

@@ -6,6 +6,7 @@ compiler, which would else look into NumPy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +149,14 @@ def _saved(flat: Any, shape: tuple[int, ...]) -> Saved:
     return Kept(x_packed, x_scale, x_rest, ()), mask, Kept(w_packed, w_scale, w_rest, shape)
 
 
+def result_shape(x: Tensor, w: Sequence[int], geometry: Convolution | None) -> tuple[int, ...]:
+    """Give the shape of the product of x and a weight of shape w."""
+    if geometry is None:
+        return (*x.shape[:-1], w[0])
+    sizes = zip(x.shape[2:], geometry.padding, geometry.dilation, w[2:], geometry.stride, strict=True)
+    return (x.shape[0], w[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes))
+
+
 def _listed(geometry: Convolution | None) -> list[int]:
     """Write a geometry as operations take it."""
     if geometry is None:
@@ -199,12 +208,7 @@ def _(
     recording: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     call = Call(Products.parse(products), _geometry(geometry), keep, recording, fixed=True)
-    shape = (*x.shape[:-1], w.shape[0])
-    if call.geometry is not None:
-        where = call.geometry
-        sizes = zip(x.shape[2:], where.padding, where.dilation, w.shape[2:], where.stride, strict=True)
-        shape = (x.shape[0], w.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes))
-    y = x.new_empty(shape, dtype=torch.float32)
+    y = x.new_empty(result_shape(x, w.shape, call.geometry), dtype=torch.float32)
     seen = x.new_empty(_product.FORWARD_SLOTS, dtype=torch.float32)
     return y, *_product.kept_sizes(x, w, call), seen
 

@@ -62,9 +62,12 @@ def _(packed: Tensor, scale: Tensor) -> Tensor:
 
 
 def _memory_order(x: Tensor) -> list[int]:
-    """Axes by falling stride: in this order a dense tensor, channels-last too, is contiguous."""
-    strides = x.stride()
-    return sorted(range(x.ndim), key=lambda axis: -strides[axis])
+    """Axes in the order in which a contiguous or channels-last tensor lies in memory."""
+    order = list(range(x.ndim))
+    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.ndim == ndim and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
+            return [0, *order[2:], 1]
+    return order
 
 
 def _restored(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import lowbit as lb
-from lowbit.torch import _product
+from lowbit.torch import _keys, _product
 from lowbit.torch import nn as quantized
+from lowbit.torch._autograd import _geometry, _listed, result_shape
 from lowbit.torch._contract import Convolution
 from lowbit.torch._layers import sites_of
 from lowbit.torch._operands import Kept, decode, encode
 from lowbit.torch._site import _UNKNOWN, Site, _autocast, _narrow
-from lowbit.torch._spec import Spec
+from lowbit.torch._spec import Products, Spec
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -48,8 +49,9 @@ class PackedWeight(nn.Module):
     def __init__(self, weight: Tensor, spec: Spec) -> None:
         super().__init__()
         self.spec, self.shape, self.dtype = spec, weight.shape, weight.dtype
+        self.text = Products(weight=spec).text  # as operations take it
         # Noise, where a spec asks for it, is drawn once and for all.
-        key = _product.words(torch.randint(-(2**63), 2**63 - 1, (2,))) if spec.random else None
+        key = _product.words(_keys.draw()) if spec.random else None
         kept = encode(weight.detach(), spec, axis=1, key=key)
         self.kept_shape = kept.shape
         for name in ("packed", "scale", "rest"):
@@ -71,10 +73,6 @@ class PackedWeight(nn.Module):
         """Count the dimensions, as of a tensor."""
         return len(self.shape)
 
-    def kept(self) -> Kept:
-        """Give the codes as products take them."""
-        return Kept(self.packed, self.scale, self.rest, self.kept_shape)
-
     def chunk(self, n: int) -> tuple[nn.Module, ...]:
         """Give the parts of an attention's joint projection, each quantized by itself."""
         if len(self.parts) != n:
@@ -83,22 +81,6 @@ class PackedWeight(nn.Module):
                 "say freeze(model, cross_attention=True), which keeps those codes too"
             )
         return tuple(self.parts)
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Decode the rows with these indices, to (..., columns) in float32."""
-        columns = self.shape[1]
-        flat, kept = indices.reshape(-1), self.kept()
-        if columns * lb.get_format(self.spec.format).bits % 8 == 0 and self.spec.per != "tile":
-            # Rows begin with a byte: only these need be decoded.
-            def chosen(per_row: Tensor) -> Tensor:
-                return per_row[flat] if per_row.dim() == 2 and per_row.shape[0] == self.shape[0] > 1 else per_row
-
-            packed = self.packed.view(self.shape[0], -1)[flat].view(-1)
-            kept = Kept(packed, chosen(self.scale), chosen(self.rest), (flat.numel(), columns))
-            flat = torch.arange(flat.numel())
-        table = decode(kept, self.spec, axis=1, shape=tuple(self.shape))
-        rows = table.values if table.scale is None else table.values * table.scale
-        return rows[flat].view(*indices.shape, columns)
 
     def extra_repr(self) -> str:
         """Say what it holds."""
@@ -124,16 +106,60 @@ class FrozenSite(Site):
     ) -> Tensor:
         """Compute what `Site.multiply` does, of the decoded weight."""
         if not x.is_floating_point():
-            raise TypeError(f"input: expected a float tensor, got {x.dtype}")
+            raise TypeError(f"input: expected a float tensor, got dtype {x.dtype}")
+        cast_to = _autocast(x.device.type)
         plan = self._plan if self.clip is None or self._sign != _UNKNOWN else self._first(x)
-        key = torch.randint(-(1 << 63), (1 << 63) - 1, (2,)) if plan.random else None
-        call = _product.Call(plan.products, geometry, keep=False, recording=False)
-        shape_only = torch.empty(w.shape, device="meta")
-        clip = self.clip if plan.pact else None
-        rows = x.reshape(-1, x.shape[-1]) if geometry is None else x
-        y, _, _ = _product.forward(_narrow(rows), shape_only, bias, clip, key, call, codes=w.kept())
-        y = y.to(_autocast(x.device.type) or x.dtype)
-        return y if geometry is not None else y.reshape(*x.shape[:-1], w.shape[0])
+        rows = x.reshape(-1, x.shape[-1]) if geometry is None and x.dim() != 2 else x
+        y = (_frozen_op if _keys.watched() else _frozen)(
+            _narrow(rows),
+            *(w.packed, w.scale, w.rest, bias),
+            self.clip if plan.pact else None,
+            _keys.draw() if plan.forward_random else None,
+            *(plan.text, _listed(geometry), list(w.shape), list(w.kept_shape)),
+        )
+        y = y.to(x.dtype if cast_to is None else cast_to)
+        return y if rows is x else y.reshape(*x.shape[:-1], w.shape[0])
+
+
+def _frozen(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    rest: Tensor,
+    bias: Tensor | None,
+    clip: Tensor | None,
+    key: Tensor | None,
+    products: str,
+    geometry: list[int],
+    shape: list[int],
+    kept_shape: list[int],
+) -> Tensor:
+    """Multiply by a weight that is there as codes."""
+    call = _product.Call(Products.parse(products), _geometry(geometry), keep=False, recording=False)
+    w = torch.empty(shape, device="meta")
+    codes = Kept(packed, scale, rest, tuple(kept_shape))
+    return _product.forward(x, w, bias, clip, key, call, codes=codes)[0]
+
+
+#: The same, opaque to a compiler.
+_frozen_op = torch.library.custom_op("lowbit::frozen_product", _frozen, mutates_args=())
+
+
+@_frozen_op.register_fake
+def _(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    rest: Tensor,
+    bias: Tensor | None,
+    clip: Tensor | None,
+    key: Tensor | None,
+    products: str,
+    geometry: list[int],
+    shape: list[int],
+    kept_shape: list[int],
+) -> Tensor:
+    return x.new_empty(result_shape(x, shape, _geometry(geometry)), dtype=torch.float32)
 
 
 class FrozenEmbedding(quantized.Embedding):
@@ -141,9 +167,54 @@ class FrozenEmbedding(quantized.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up rows."""
-        table = cast(Any, self.weight)
-        rows: Tensor = table.rows(input).to(table.dtype)
-        return rows
+        w = cast(PackedWeight, self.weight)
+        look_up = _rows_op if _keys.watched() else _rows
+        rows = look_up(input, w.packed, w.scale, w.rest, w.text, list(w.shape), list(w.kept_shape))
+        return rows.to(w.dtype)
+
+
+def _rows(
+    indices: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    rest: Tensor,
+    products: str,
+    shape: list[int],
+    kept_shape: list[int],
+) -> Tensor:
+    """Decode the rows with these indices, to (..., columns) in float32."""
+    spec = cast(Spec, Products.parse(products).weight)
+    rows, columns = shape
+    flat = indices.reshape(-1)
+    kept = Kept(packed, scale, rest, tuple(kept_shape))
+    if columns * lb.get_format(spec.format).bits % 8 == 0 and spec.per != "tile":
+        # Rows begin with a byte: only these need be decoded.
+        def chosen(per_row: Tensor) -> Tensor:
+            return per_row[flat] if per_row.dim() == 2 and per_row.shape[0] == rows > 1 else per_row
+
+        some = packed.view(rows, -1)[flat].view(-1)
+        kept = Kept(some, chosen(scale), chosen(rest), (flat.numel(), columns))
+        flat = torch.arange(flat.numel(), device=flat.device)
+    table = decode(kept, spec, axis=1, shape=tuple(shape))
+    values = table.values if table.scale is None else table.values * table.scale
+    return values[flat].view(*indices.shape, columns)
+
+
+#: The same, opaque to a compiler.
+_rows_op = torch.library.custom_op("lowbit::frozen_rows", _rows, mutates_args=())
+
+
+@_rows_op.register_fake
+def _(
+    indices: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    rest: Tensor,
+    products: str,
+    shape: list[int],
+    kept_shape: list[int],
+) -> Tensor:
+    return packed.new_empty((*indices.shape, shape[1]), dtype=torch.float32)
 
 
 @dataclass(frozen=True)
