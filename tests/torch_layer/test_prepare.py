@@ -138,6 +138,24 @@ def test_skip_by_type_and_by_branch() -> None:
     assert converted(prepare(make(), recipes.luq(), skip=["1.*"])) == ["3"]
 
 
+def test_skip_inside_an_attention() -> None:
+    """Honoured, or refused: not passed over."""
+    model = T.Sequential(T.Linear(4, 4), T.MultiheadAttention(4, 2), T.Linear(4, 4))
+    try:
+        prepare(model, recipes.luq(), skip=["1.out_proj"])
+    except lb.Error as error:
+        refused = str(error)
+        assert "1.out_proj" in refused  # noqa: PT017
+    else:
+        assert not isinstance(model[1].out_proj, nn.Linear)
+
+
+def test_a_recipe_that_quantizes_nothing_is_told() -> None:
+    with pytest.warns(UserWarning, match="no layer"):
+        prepare(mlp(4, 5, 6), recipes.sun2020())
+    prepare(mlp(4, 5, 6), recipes.float32())
+
+
 def test_a_bare_layer_is_converted() -> None:
     for plain, ours in (
         (T.Linear(4, 3), nn.Linear),
