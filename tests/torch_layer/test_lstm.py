@@ -30,13 +30,11 @@ def reference_of(
         runs, ys = [], []
         for tail in tails:
             sites = [ref.Site(grad_scale=ref.GradScale(scale)) for _ in range(2)]
-            run = ref.Lstm(products, *sites)
+            run = ref.Lstm(products, *sites, reverse=bool(tail))
             names = [f"{name}_l{k}{tail}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            y = run.forward(
-                given[::-1] if tail else given, *(n(p[name]) for name in names), [next(keys) for _ in range(len(x) + 1)]
-            )
+            y = run.forward(given, *(n(p[name]) for name in names), [next(keys) for _ in range(len(x) + 1)])
             runs.append((run, names))
-            ys.append(y[::-1] if tail else y)
+            ys.append(y)
         given = np.concatenate(ys, axis=2)
         layers.append(runs)
     found = {"y": given}
@@ -44,11 +42,9 @@ def reference_of(
         parts = np.split(dy, len(runs), axis=2)
         dx = 0.0
         for part, (run, names) in zip(parts, runs, strict=True):
-            back = names[0].endswith("_reverse")
-            of_input, of_hidden = run.backward(part[::-1] if back else part)
+            of_input, of_hidden = run.backward(part)
             found |= dict(zip(names, (of_input.w, of_hidden.w, of_input.b, of_hidden.b), strict=True))
-            own = of_input.x.reshape(*dy.shape[:2], -1).astype(np.float64)
-            dx = dx + (own[::-1] if back else own)
+            dx = dx + of_input.x.reshape(*dy.shape[:2], -1).astype(np.float64)
         dy = dx
     return found | {"x": dy}
 

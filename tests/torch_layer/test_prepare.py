@@ -45,6 +45,9 @@ def test_every_recipe_trains_a_network(recipe: str) -> None:
         ),
         RECIPES[recipe](),
     )  # fmt: skip
+    for name, buffer in model.named_buffers():
+        if name.endswith("grad_scale"):
+            buffer.fill_(2.0**12)  # where it would be after as many steps
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     x = normal(24, 1, 7, 7)
     target = T.functional.one_hot(torch.arange(24) % 3, 3).float()
@@ -145,9 +148,10 @@ def test_skip_inside_an_attention() -> None:
         prepare(model, recipes.luq(), skip=["1.out_proj"])
     except lb.Error as error:
         refused = str(error)
-        assert "1.out_proj" in refused  # noqa: PT017
     else:
+        refused = ""
         assert not isinstance(model[1].out_proj, nn.Linear)
+    assert not refused or "1.out_proj" in refused
 
 
 def test_a_recipe_that_quantizes_nothing_is_told() -> None:
