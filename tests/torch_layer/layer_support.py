@@ -65,12 +65,17 @@ def n(x: Tensor | None) -> Any:
     return x.detach().numpy()
 
 
+def call_keys(seed: int, count: int) -> list[lb.Key]:
+    """The keys that the first calls after ``torch.manual_seed(seed)`` draw; the generator is as before them."""
+    torch.manual_seed(seed)
+    words = [torch.randint(-(2**63), 2**63 - 1, (2,)).tolist() for _ in range(count)]
+    torch.manual_seed(seed)
+    return [lb.Key.from_words(*(word % 2**64 for word in pair)) for pair in words]
+
+
 def call_key(seed: int) -> lb.Key:
-    """The key that the first call after ``torch.manual_seed(seed)`` draws; the generator is as before that call."""
-    torch.manual_seed(seed)
-    words = torch.randint(-(2**63), 2**63 - 1, (2,))
-    torch.manual_seed(seed)
-    return lb.Key.from_words(*(int(word) % 2**64 for word in words))
+    """The first of these."""
+    return call_keys(seed, 1)[0]
 
 
 def same_bits(got: Tensor | None, want: Any) -> None:

@@ -392,42 +392,45 @@ def sigmoid(x: Array) -> Array:
 class Lstm:
     """One layer in one direction: the input's product for all steps at once, the hidden state's step by step."""
 
-    def __init__(self, products: Any, given: Site, hidden: Site) -> None:
-        self.products, self.given, self.hidden = products, given, hidden
+    def __init__(self, products: Any, given: Site, hidden: Site, *, reverse: bool = False) -> None:
+        self.products, self.given, self.hidden, self.reverse = products, given, hidden, reverse
 
-    def forward(self, x: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array) -> Array:
-        """(steps, batch, in) -> (steps, batch, hidden), from zeros; gates in the order i, f, g, o."""
+    def forward(self, x: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array, keys: Any = ()) -> Array:
+        """(steps, batch, in) -> (steps, batch, hidden), from zeros; gates in the order i, f, g, o.
+
+        `keys` are those of the products: the input's, then every step's.
+        """
+        key = iter(keys)
         steps, batch, size = *x.shape[:2], w_hh.shape[1]
-        self.input, self.products_of_steps, self.kept = Product(self.products, site=self.given), [], []
-        gates = self.input.forward(x.reshape(steps * batch, -1), w_ih, b_ih).reshape(steps, batch, -1)
+        self.order = list(reversed(range(steps)) if self.reverse else range(steps))
+        self.input, self.products_of_steps, self.kept = Product(self.products, site=self.given), {}, {}
+        gates = self.input.forward(x.reshape(steps * batch, -1), w_ih, b_ih, next(key, None)).reshape(steps, batch, -1)
         h = c = np.zeros((batch, size))
-        ys = []
-        for t in range(steps):
-            product = Product(self.products, site=self.hidden)
-            total = gates[t].astype(np.float64) + product.forward(h, w_hh, b_hh)
+        ys = np.zeros((steps, batch, size))
+        for t in self.order:
+            self.products_of_steps[t] = Product(self.products, site=self.hidden)
+            total = gates[t].astype(np.float64) + self.products_of_steps[t].forward(h, w_hh, b_hh, next(key, None))
             i, f, g, o = np.split(total, 4, axis=1)
             i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
-            self.products_of_steps.append(product)
-            self.kept.append((i, f, g, o, c))
+            self.kept[t] = (i, f, g, o, c)
             c = f * c + i * g
-            h = o * np.tanh(c)
-            ys.append(h)
-        return np.stack(ys)
+            ys[t] = h = o * np.tanh(c)
+        return ys
 
     def backward(self, dy: Array) -> tuple[Gradients, Gradients]:
         """Give the input's and the hidden state's gradients."""
         dh = dc = np.zeros(dy.shape[1:])
-        total, parts = [], []
-        for t in reversed(range(len(dy))):
+        total, parts = [None] * len(dy), []
+        for t in reversed(self.order):
             i, f, g, o, before = self.kept[t]
             tanh = np.tanh(f * before + i * g)
             dh = dh + dy[t]
             dc = dc + dh * o * (1 - tanh**2)
             each = [dc * g * i * (1 - i), dc * before * f * (1 - f), dc * i * (1 - g**2), dh * tanh * o * (1 - o)]
-            parts.append(self.products_of_steps[t].backward(np.concatenate(each, axis=1)))
+            total[t] = np.concatenate(each, axis=1)
+            parts.append(self.products_of_steps[t].backward(total[t]))
             dh, dc = parts[-1].x.astype(np.float64), dc * f
-            total.append(np.concatenate(each, axis=1))
-        of_input = self.input.backward(np.concatenate(total[::-1]))
+        of_input = self.input.backward(np.concatenate(total))
         summed = [sum(getattr(part, name) for part in parts) for name in ("w", "b", "alpha")]
         return of_input, Gradients(parts[-1].x, *summed)
 
@@ -438,17 +441,19 @@ class Attention:
     def __init__(self, products: Any, heads: int, given: Site, out: Site) -> None:
         self.heads, self.given, self.out = heads, Product(products, site=given), Product(products, site=out)
 
-    def forward(self, x: Array, w_in: Array, b_in: Array, w_out: Array, b_out: Array) -> Array:
-        """(batch, tokens, width) -> the same."""
+    def forward(
+        self, x: Array, w_in: Array, b_in: Array, w_out: Array, b_out: Array, keys: Any = (None, None)
+    ) -> Array:
+        """(batch, tokens, width) -> the same; `keys` of the product in and of the one out."""
         batch, tokens, width = x.shape
-        qkv = self.given.forward(x.reshape(-1, width), w_in, b_in).astype(np.float64)
+        qkv = self.given.forward(x.reshape(-1, width), w_in, b_in, keys[0]).astype(np.float64)
         self.qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads).transpose(2, 0, 3, 1, 4)
         q, k, v = self.qkv
         score = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         self.p = np.exp(score - score.max(axis=-1, keepdims=True))
         self.p /= self.p.sum(axis=-1, keepdims=True)
         mixed = (self.p @ v).transpose(0, 2, 1, 3).reshape(-1, width)
-        return self.out.forward(mixed, w_out, b_out).reshape(x.shape)
+        return self.out.forward(mixed, w_out, b_out, keys[1]).reshape(x.shape)
 
     def backward(self, dy: Array) -> tuple[Gradients, Gradients]:
         """Give the gradients of the product in and of the one out."""

@@ -9,7 +9,7 @@ import torch
 
 from lowbit.torch import Products, nn, prepare, recipes
 from torch_layer import reference as ref
-from torch_layer.layer_support import EXACT, FLOAT, SUN, n, near, normal, round_weights
+from torch_layer.layer_support import EXACT, FLOAT, LUQ, SUN, call_keys, n, near, normal, round_weights
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -35,6 +35,21 @@ def test_self_attention(batch_first: bool) -> None:
     near(layer.in_proj_bias.grad, of_in.b, 1e-4)
     near(layer.out_proj.weight.grad, of_out.w, 1e-4)
     near(layer.out_proj.bias.grad, of_out.b, 1e-4)
+
+
+def test_stochastic_gradients_have_the_words_of_their_calls() -> None:
+    """A key for each product, in the order in which they run."""
+    layer = nn.MultiheadAttention(16, 4, products=LUQ)
+    x, dy = normal(7, 1, 16).requires_grad_(), normal(7, 1, 16, seed=1)
+    keys = call_keys(3, 2)
+    layer(x, x, x)[0].backward(dy)
+    want = ref.Attention(LUQ, 4, ref.Site(), ref.Site())
+    of = [n(p) for p in (layer.in_proj_weight, layer.in_proj_bias, layer.out_proj.weight, layer.out_proj.bias)]
+    want.forward(n(x).swapaxes(0, 1), *of, keys)
+    of_in, of_out = want.backward(n(dy).swapaxes(0, 1))
+    near(x.grad, of_in.x, 1e-4)
+    near(layer.in_proj_weight.grad, of_in.w, 1e-4)
+    near(layer.out_proj.weight.grad, of_out.w, 1e-4)
 
 
 def pair(products: Products, **options: Any) -> tuple[Any, Any]:
@@ -150,6 +165,19 @@ def test_an_encoder_in_evaluation_is_quantized(norm_first: bool) -> None:
     layer = inner.layers[0]
     with torch.inference_mode():
         assert torch.equal(layer(x), layer.train()(x))
+
+
+class OfAUser(torch.nn.TransformerEncoderLayer):
+    """Torch's, by another name."""
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_a_subclass_in_evaluation_is_quantized() -> None:
+    ours = prepare(torch.nn.TransformerEncoder(OfAUser(16, 4, 32, batch_first=True), 2), LUQ4).eval()
+    x = normal(3, 5, 16)
+    with torch.no_grad():
+        fast = ours(x)
+    assert torch.equal(fast, ours(x))
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

@@ -122,6 +122,8 @@ def test_a_layer_that_was_not_used_does_not_vote() -> None:
 def test_only_the_optimizer_of_a_layer_is_its_step() -> None:
     one, two = linear(), linear()
     first, second = optimizer_of(one), optimizer_of(two)
+    first.step()
+    second.step()
     backward(one, 1.0)
     backward(two, 1.0)
     second.step()
@@ -157,6 +159,29 @@ def test_a_frozen_weight_still_has_a_scale() -> None:
     assert x.grad.abs().max() > 0
     assert frozen.weight.grad is None
     assert frozen.site.grad_scale.item() == 2**9
+
+
+@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_weight_that_is_computed_has_a_scale_too(norm: str) -> None:
+    """It is no Parameter: no optimizer holds it."""
+    layer = prepare(getattr(torch.nn.utils, norm)(torch.nn.Linear(4, 4)), recipes.sun2020())
+    optimizer = optimizer_of(layer)
+    for _ in range(3):
+        backward(layer, 1.0)
+        optimizer.step()
+    assert layer.site.grad_scale.item() == 8
+
+
+def test_master_copies_step_for_the_layer() -> None:
+    """The optimizer has float32 copies of a bfloat16 model's weights, and never heard of those."""
+    layer = linear().bfloat16()
+    masters = [p.detach().float() for p in layer.parameters()]
+    optimizer = torch.optim.SGD(masters, lr=0.0)
+    for _ in range(3):
+        layer(normal(2, 4).bfloat16()).sum().backward()
+        optimizer.step()
+    assert layer.site.grad_scale.item() == 8
 
 
 def test_a_step_without_closure_and_with_one_are_alike() -> None:

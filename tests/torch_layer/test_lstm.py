@@ -12,14 +12,17 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lowbit.torch import Products, Spec, nn, prepare, recipes
 from torch_layer import reference as ref
-from torch_layer.layer_support import EXACT, FLOAT, LUQ, SUN, n, near, normal, round_weights
+from torch_layer.layer_support import EXACT, FLOAT, LUQ, SUN, call_keys, n, near, normal, round_weights
 
 AMAX = replace(SUN, grad_input=Spec("radix4", scale="amax"), grad_weight=Spec("radix4_odd", scale="amax"))
 FIXED = replace(SUN, grad_input=Spec("radix4", scale=2.0**-7), grad_weight=Spec("radix4_odd", scale=2.0**-7))
 
 
-def reference_of(lstm: Any, products: Products, x: Any, dy: Any, scale: float = 1.0) -> dict[str, Any]:
+def reference_of(
+    lstm: Any, products: Products, x: Any, dy: Any, scale: float = 1.0, keys: Any = None
+) -> dict[str, Any]:
     """Run layers and directions through the reference; time comes first."""
+    keys = iter(keys or [None] * 1000)
     p = dict(lstm.named_parameters())
     tails = ["", "_reverse"] if lstm.bidirectional else [""]
     layers, given = [], x
@@ -27,11 +30,11 @@ def reference_of(lstm: Any, products: Products, x: Any, dy: Any, scale: float = 
         runs, ys = [], []
         for tail in tails:
             sites = [ref.Site(grad_scale=ref.GradScale(scale)) for _ in range(2)]
-            run = ref.Lstm(products, *sites)
+            run = ref.Lstm(products, *sites, reverse=bool(tail))
             names = [f"{name}_l{k}{tail}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            y = run.forward(given[::-1] if tail else given, *(n(p[name]) for name in names))
+            y = run.forward(given, *(n(p[name]) for name in names), [next(keys) for _ in range(len(x) + 1)])
             runs.append((run, names))
-            ys.append(y[::-1] if tail else y)
+            ys.append(y)
         given = np.concatenate(ys, axis=2)
         layers.append(runs)
     found = {"y": given}
@@ -39,11 +42,9 @@ def reference_of(lstm: Any, products: Products, x: Any, dy: Any, scale: float = 
         parts = np.split(dy, len(runs), axis=2)
         dx = 0.0
         for part, (run, names) in zip(parts, runs, strict=True):
-            back = names[0].endswith("_reverse")
-            of_input, of_hidden = run.backward(part[::-1] if back else part)
+            of_input, of_hidden = run.backward(part)
             found |= dict(zip(names, (of_input.w, of_hidden.w, of_input.b, of_hidden.b), strict=True))
-            own = of_input.x.reshape(*dy.shape[:2], -1).astype(np.float64)
-            dx = dx + (own[::-1] if back else own)
+            dx = dx + of_input.x.reshape(*dy.shape[:2], -1).astype(np.float64)
         dy = dx
     return found | {"x": dy}
 
@@ -202,6 +203,20 @@ def test_stochastic_gradients_follow_the_seed_and_differ_from_step_to_step() -> 
         grads.append([p.grad.clone() for p in lstm.parameters()])
     assert all(map(torch.equal, grads[0], grads[1]))
     assert not torch.equal(grads[0][0], grads[2][0])
+
+
+def test_stochastic_gradients_have_the_words_of_their_calls() -> None:
+    """A key for each product, in the order in which they run: of the input, then of every step."""
+    lstm = nn.LSTM(6, 5, num_layers=2, bidirectional=True, products=LUQ)
+    x, dy = normal(7, 3, 6).requires_grad_(), normal(7, 3, 10, seed=1)
+    keys = call_keys(3, 4 * 8)
+    y = lstm(x)[0]
+    y.backward(dy)
+    found = reference_of(lstm, LUQ, n(x), n(dy), keys=keys)
+    near(y, found.pop("y"))
+    near(x.grad, found.pop("x"), 1e-4)
+    for name, want in found.items():
+        near(getattr(lstm, name).grad, want, 1e-4)
 
 
 def test_steps_have_words_of_their_own() -> None:

@@ -45,6 +45,9 @@ def test_every_recipe_trains_a_network(recipe: str) -> None:
         ),
         RECIPES[recipe](),
     )  # fmt: skip
+    for name, buffer in model.named_buffers():
+        if name.endswith("grad_scale"):
+            buffer.fill_(2.0**12)  # where it would be after as many steps
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     x = normal(24, 1, 7, 7)
     target = T.functional.one_hot(torch.arange(24) % 3, 3).float()
@@ -136,6 +139,25 @@ def test_skip_by_type_and_by_branch() -> None:
     assert converted(prepare(make(), recipes.luq())) == ["1.0", "1.2", "3"]
     assert converted(prepare(make(), recipes.luq(), skip=[T.Conv1d])) == ["1.0", "1.2"]
     assert converted(prepare(make(), recipes.luq(), skip=["1.*"])) == ["3"]
+
+
+def test_skip_inside_an_attention() -> None:
+    """Honoured, or refused: not passed over."""
+    model = T.Sequential(T.Linear(4, 4), T.MultiheadAttention(4, 2), T.Linear(4, 4))
+    try:
+        prepare(model, recipes.luq(), skip=["1.out_proj"])
+    except lb.Error as error:
+        refused = str(error)
+    else:
+        refused = ""
+        assert not isinstance(model[1].out_proj, nn.Linear)
+    assert not refused or "1.out_proj" in refused
+
+
+def test_a_recipe_that_quantizes_nothing_is_told() -> None:
+    with pytest.warns(UserWarning, match="no layer"):
+        prepare(mlp(4, 5, 6), recipes.sun2020())
+    prepare(mlp(4, 5, 6), recipes.float32())
 
 
 def test_a_bare_layer_is_converted() -> None:

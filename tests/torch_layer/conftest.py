@@ -1,0 +1,11 @@
+"""Every test begins with the same seed of torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
