@@ -84,8 +84,11 @@ def matmul(a: Tensor, b: Tensor, sa: Steps | None, sb: Steps | None) -> Tensor:
     k = a.shape[1]
     if sa is None or sb is None or _sure(sa, sb, k):
         return a @ b
-    parts = a.split(_PART, 1)
-    pieces = _pieces(torch.stack([torch.linalg.vector_norm(part, 1, dim=1) for part in parts]), sa, sb)
+    whole = k - k % _PART
+    masses = [torch.linalg.vector_norm(a[:, :whole].unflatten(1, (-1, _PART)), 1, dim=2).t()]
+    if whole < k:
+        masses.append(torch.linalg.vector_norm(a[:, whole:], 1, dim=1)[None])
+    pieces = _pieces(torch.cat(masses), sa, sb)
     if pieces is None:
         return (a.double() @ b.double()).float()
     if len(pieces) == 1:

@@ -44,9 +44,10 @@ class Kept:
     shape: tuple[int, ...]
 
 
-def nothing() -> Kept:
+def nothing(device: torch.device) -> Kept:
     """Keep nothing."""
-    return Kept(torch.empty(0, dtype=torch.uint8), torch.empty(0), torch.empty(0), ())
+    packed = torch.empty(0, dtype=torch.uint8, device=device)
+    return Kept(packed, torch.empty(0, device=device), torch.empty(0, device=device), ())
 
 
 def as_is(x: Tensor) -> Operand:

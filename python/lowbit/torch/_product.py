@@ -155,7 +155,8 @@ def forward(
     p, drawn = call.products, words(key)
     with torch.no_grad(), float32_products(x.device.type):
         record = torch.zeros(FORWARD_SLOTS) if call.recording or call.fixed else _NONE
-        x_kept, w_kept, mask = nothing(), nothing(), torch.empty(0, dtype=torch.uint8)
+        x_kept, w_kept = nothing(x.device), nothing(x.device)
+        mask = torch.empty(0, dtype=torch.uint8, device=x.device)
         if p.input is None:
             xs = as_is(x)
         else:
@@ -183,7 +184,7 @@ def forward(
         if call.keep and p.input is not None and p.input.clips:
             mask = _codes.clip_bits(x, *_bounds(p.input, x_kept.scale, clip), always=call.fixed)
         if not call.keep:
-            x_kept, w_kept = nothing(), nothing()
+            x_kept, w_kept = nothing(x.device), nothing(x.device)
         elif p.input_again is not None:
             turned = _turned(x, p.rotate_weight, 0, drawn)
             x_kept = encode(turned, p.input_again, axis=0, key=_fold(drawn, "input_again"))
@@ -318,11 +319,11 @@ def backward(
             clipped, where = _codes.take_outside(dx, mask)
             if needs[3] and p.input is not None:
                 # Codes above zero were clipped from above; those at zero lay below it, where PACT is flat.
-                xs = xs if xs is not None and p.input_again is None else decode(x_kept, p.input, axis=1)
+                xs = decode(x_kept, p.input, axis=1) if xs is None else xs
                 signs = torch.sign(xs.values.reshape(-1)[where])
                 dclip = (clipped * signs).sum(dtype=torch.float64).to(torch.float32)
         elif needs[3]:
-            dclip = torch.zeros(())
+            dclip = torch.zeros((), device=w.device)
         return dx if needs[0] else torch.empty(0), dw, db, dclip
 
 
@@ -379,7 +380,7 @@ def _sizes(
     like: Tensor, shape: tuple[int, ...], spec: Spec | None, axis: int, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     if spec is None or not keep:
-        kept = nothing()
+        kept = nothing(like.device)
         return tuple(like.new_empty(part.shape, dtype=part.dtype) for part in (kept.packed, kept.scale, kept.rest))  # type: ignore[return-value]  # three
     fmt = lb.get_format(spec.format)
     axis = 1 if spec.per == "tile" else axis

@@ -76,7 +76,7 @@ class Site(nn.Module):
         self.register_buffer("clip_signed", torch.tensor(_UNKNOWN) if "pact" in rules else None)
         self.register_buffer("grad_scale", torch.tensor(float(grad_scale)) if "gradscale" in rules else None)
         self.register_buffer("grad_max", torch.tensor(0.0) if "hindsight" in rules else None)
-        # Not a buffer: what one rank has seen since the last step is no other's.
+        # No buffer, and on the CPU: what one rank has seen since the last step is no other's.
         self.record = torch.zeros(len(SLOTS))
         self._clip_in_optimizer = False
         self._stepped = False
@@ -98,7 +98,6 @@ class Site(nn.Module):
                 was = before[name]
                 if now is not None and was is not None and now.dtype != was.dtype:
                     now.data = was.detach().to(now.device)
-        self.record = self.record.to(self.grad_scale.device if self.grad_scale is not None else self._weight[0].device)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -220,13 +219,11 @@ class Site(nn.Module):
             factor = 2.0 if votes > 0 else 0.5
             self.grad_scale = (self.grad_scale * factor).clamp(2.0**-126, 2.0**126)
         if self.grad_max is not None and self.record[-1]:
-            peak = self.record[0]
+            peak = self.record[0].to(self.grad_max.device)
             spec = next(spec for _, spec in self.products.specs() if spec.scale == "hindsight")
             eta = spec.momentum or 0.0
             if torch.isfinite(peak):
-                before = self.grad_max
-                mixed = (1 - eta) * peak + eta * before if before > 0 else peak.clone()
-                self.grad_max = mixed.to(before.device)
+                self.grad_max = (1 - eta) * peak + eta * self.grad_max if self.grad_max > 0 else peak.clone()
         self.record[0] = 0.0
         self.record[-1] = 0.0
 

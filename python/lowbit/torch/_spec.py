@@ -81,6 +81,8 @@ class Spec:
         if isinstance(self.scale, str) and self.scale not in (*STATEFUL, *fmt.scale_rules):
             known = ", ".join((*fmt.scale_rules, *STATEFUL))
             raise lb.Error(f"scale: {fmt.name} has no rule {self.scale!r}; it can use {known}, or a number")
+        if self.scale is not None and not isinstance(self.scale, str):
+            object.__setattr__(self, "scale", float(self.scale))
         if not isinstance(self.scale, str | None) and not 2.0**-126 <= self.scale <= 2.0**126:
             raise lb.Error(f"scale: {self.scale} is not a number from 2**-126 to 2**126")
         if self.samples < 1 or (self.samples > 1 and self.rounding == "nearest"):
@@ -194,6 +196,8 @@ class Products:
                 raise lb.Error(f"{name}: scale={spec.scale!r} belongs to gradients")
             if spec.scale == "pact" and name != "input":
                 raise lb.Error(f"{name}: scale='pact' belongs to the input of the forward product")
+            if spec.scale == "pact" and self.input_again is not None:
+                raise lb.Error("input_again: the gradient of PACT's clip wants the codes of the forward product")
             if spec.scale == "pact" and not lb.get_format(spec.format).uniform:
                 raise lb.Error(f"{name}: scale='pact' wants a format of equal steps, such as uint4")
             if spec.samples > 1 and not gradient:
