@@ -291,9 +291,8 @@ def test_seeds_checkpoints_and_compile() -> None:
     assert all(map(torch.equal, eager, gradients(net)))
     assert not all(map(torch.equal, eager, gradients(net, seed=2)))
     assert all(map(torch.equal, eager, gradients(checkpointed)))
-    for dynamic in (False, True):
-        compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=dynamic)
-        assert all(map(torch.equal, eager, gradients(compiled)))
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True, dynamic=True)
+    assert all(map(torch.equal, eager, gradients(compiled)))
 
 
 def test_operators() -> None:
