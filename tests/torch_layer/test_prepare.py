@@ -221,6 +221,18 @@ def test_a_module_with_parameters_of_its_own_is_listed() -> None:
         prepare(T.Sequential(T.Linear(4, 4), Mine(), T.Linear(4, 4), T.Linear(4, 4)), recipes.sun2020())
 
 
+def test_a_subclass_may_compute_something_else() -> None:
+    class Doubled(T.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    model = T.Sequential(T.Linear(4, 4), Doubled(4, 4), T.Linear(4, 4), T.Linear(4, 4))
+    with pytest.warns(UserWarning, match="Doubled"):
+        prepare(model, recipes.sun2020())
+    assert type(model[1]) is Doubled
+    assert converted(model) == ["2"]
+
+
 def test_depthwise_convolutions_stay_float_where_the_source_keeps_them() -> None:
     model = T.Sequential(*(T.Conv2d(8, 8, 3, groups=groups) for groups in (1, 8, 4, 1)))
     prepare(model, recipes.sun2020())
