@@ -177,7 +177,8 @@ def test_a_subclass_in_evaluation_is_quantized() -> None:
     x = normal(3, 5, 16)
     with torch.no_grad():
         fast = ours(x)
-    assert torch.equal(fast, ours(x))
+    # torch's attention takes other kernels where gradients are wanted.
+    torch.testing.assert_close(fast, ours(x), rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

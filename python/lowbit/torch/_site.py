@@ -274,7 +274,7 @@ def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if id(weight) in moved:
             site._stepped, site._strange = True, -(1 << 62)
         # A weight that no optimizer has is frozen, computed, or a copy of what one moves; or its own has yet to step.
-        if id(weight) in moved or site._strange > 1 or not weight.requires_grad:
+        if id(weight) in moved or site._strange > 1 or not (weight.requires_grad and weight.is_leaf):
             sites.append(site)
     scaled = [site for site in sites if site.grad_scale is not None]
     votes = [site.vote() for site in scaled]
