@@ -160,7 +160,7 @@ def test_an_encoder_in_evaluation_is_quantized(norm_first: bool) -> None:
         inner.eval()
         fast = inner(x)
     slow = inner(x)
-    assert torch.equal(fast, slow)
+    torch.testing.assert_close(fast, slow)
     assert not torch.allclose(fast, exact, atol=1e-3)
     layer = inner.layers[0]
     with torch.inference_mode():
@@ -177,8 +177,7 @@ def test_a_subclass_in_evaluation_is_quantized() -> None:
     x = normal(3, 5, 16)
     with torch.no_grad():
         fast = ours(x)
-    # torch's attention takes other kernels where gradients are wanted.
-    torch.testing.assert_close(fast, ours(x), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fast, ours(x))  # torch's attention has another kernel for either
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

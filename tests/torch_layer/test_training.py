@@ -152,18 +152,17 @@ def test_pact_does_not_start_in_a_compilers_hands() -> None:
     equal_models(model, eager)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv", "encoder"])
+@pytest.mark.parametrize("kind", ["conv", "encoder"])
 def test_other_models_compile(kind: str) -> None:
     torch._dynamo.reset()
     layers = {
-        "mlp": lambda: (T.Linear(8, 8), T.Linear(8, 8), T.Linear(8, 8)),
         "conv": lambda: (T.Conv1d(5, 4, 1), T.BatchNorm1d(4), T.Conv1d(4, 4, 3), T.Conv1d(4, 2, 1)),
         "encoder": lambda: (T.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0),),
     }[kind]
     torch.manual_seed(0)
     model = prepare(T.Sequential(*layers()), recipes.luq())
     run = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch in (3, 4, 6):
+    for batch in (3, 6):
         x, found = normal(batch, 5, 8), []
         for call in (model, run):
             torch.manual_seed(1)
