@@ -85,9 +85,9 @@ def matmul(a: Tensor, b: Tensor, sa: Steps | None, sb: Steps | None) -> Tensor:
     if sa is None or sb is None or _sure(sa, sb, k):
         return a @ b
     whole = k - k % _PART
-    masses = [torch.linalg.vector_norm(a[:, :whole].unflatten(1, (-1, _PART)), 1, dim=2).t()]
+    masses = [a[:, :whole].unflatten(1, (-1, _PART)).abs().sum(2).t()]
     if whole < k:
-        masses.append(torch.linalg.vector_norm(a[:, whole:], 1, dim=1)[None])
+        masses.append(a[:, whole:].abs().sum(1)[None])
     pieces = _pieces(torch.cat(masses), sa, sb)
     if pieces is None:
         return (a.double() @ b.double()).float()
@@ -116,7 +116,7 @@ class Convolution:
         rest = self.stride, self.padding, self.dilation, self.groups
         if sx is None or sw is None or _sure(sx, sw, w[0].numel()):
             return run(x, w, None, *rest)
-        masses = torch.linalg.vector_norm(w.flatten(1), 1, dim=1)[None]
+        masses = w.flatten(1).abs().sum(1)[None]
         if _pieces(masses, sw, sx) is None:
             return run(x.double(), w.double(), None, *rest).float()
         return run(x, w, None, *rest)
@@ -129,7 +129,7 @@ class Convolution:
         # The channels of one place meet each number of the kernel once.
         few = max(1, _PART // kernel)
         parts = g.split(few if self.groups == 1 else g.shape[1], 1)
-        masses = torch.stack([torch.linalg.vector_norm(part, 1, dim=1).flatten() for part in parts])
+        masses = torch.stack([part.abs().sum(1).flatten() for part in parts])
         pieces = _pieces(masses, sg, sw, kernel)
         if pieces is None:
             return self._grad_input(shape, g.double(), w.double()).float()
@@ -154,7 +154,7 @@ class Convolution:
         n = len(g)
         if sg is None or sx is None or n == 0 or _sure(sg, sx, n * g[0, 0].numel()):
             return self._grad_weight(shape, g, x)
-        pieces = _pieces(torch.linalg.vector_norm(g.flatten(2), 1, dim=2), sg, sx)
+        pieces = _pieces(g.flatten(2).abs().sum(2), sg, sx)
         if pieces is None:
             return self._grad_weight(shape, g.double(), x.double()).float()
         first, *rest = (
