@@ -16,7 +16,7 @@ from torch import Tensor
 from lowbit.torch import _keys, _product
 from lowbit.torch._contract import Convolution
 from lowbit.torch._operands import Kept
-from lowbit.torch._product import Call, Saved
+from lowbit.torch._product import Call, Held, Saved
 from lowbit.torch._spec import Products
 
 _Gradients = tuple[Tensor | None, ...]
@@ -56,6 +56,7 @@ def product(
     plan: Plan,
     geometry: Convolution | None,
     recording: bool,
+    held: Held | None,
 ) -> Tensor:
     """Multiply quantized operands, with quantized gradients; float32."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, bias, clip) if t is not None)
@@ -66,7 +67,7 @@ def product(
         if recording:
             record[1 : _product.FORWARD_SLOTS] = seen.detach()[1:]
         return y
-    call = Call(plan.products, geometry, wanted, recording)
+    call = Call(plan.products, geometry, wanted, recording, held=held)
     if wanted:
         result: Tensor = _Product.apply(x, w, bias, clip, key, grad_scale, grad_max, record, call)
         return result
@@ -193,20 +194,8 @@ def _forward_op(
 
 
 @_forward_op.register_fake
-def _(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    clip: Tensor | None,
-    key: Tensor | None,
-    grad_scale: Tensor | None,
-    grad_max: Tensor | None,
-    record: Tensor,
-    products: str,
-    geometry: list[int],
-    keep: bool,
-    recording: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    products, geometry, keep, recording = rest[-4:]
     call = Call(Products.parse(products), _geometry(geometry), keep, recording, fixed=True)
     y = x.new_empty(result_shape(x, w.shape, call.geometry), dtype=torch.float32)
     seen = x.new_empty(_product.FORWARD_SLOTS, dtype=torch.float32)
@@ -247,26 +236,12 @@ def _backward_op(
 
 
 @_backward_op.register_fake
-def _(
-    g: Tensor,
-    x: Tensor,
-    w: Tensor,
-    key: Tensor | None,
-    kept: list[Tensor],
-    grad_scale: Tensor | None,
-    grad_max: Tensor | None,
-    record: Tensor,
-    products: str,
-    geometry: list[int],
-    recording: bool,
-    shape: list[int],
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(g: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    shape, needs = rest[-2:]
     sizes: list[Any] = [shape, list(w.shape), list(w.shape[:1]), []]
-    dx, dw, db, dclip = (
+    return tuple(
         g.new_empty(size if need else [0], dtype=torch.float32) for size, need in zip(sizes, needs, strict=True)
     )
-    return dx, dw, db, dclip
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -95,6 +95,9 @@ class FrozenSite(Site):
         super().train(False)
         return self
 
+    def hold(self, w: Any) -> None:
+        """Hold nothing: the weight is codes already."""
+
     def multiply(
         self,
         x: Tensor,
@@ -103,6 +106,7 @@ class FrozenSite(Site):
         geometry: Convolution | None = None,
         *,
         owner: Any = None,  # noqa: ARG002
+        held: Any = None,  # noqa: ARG002
     ) -> Tensor:
         """Compute what `Site.multiply` does, of the decoded weight."""
         if not x.is_floating_point():
@@ -135,10 +139,11 @@ def _frozen(
     kept_shape: list[int],
 ) -> Tensor:
     """Multiply by a weight that is there as codes."""
-    call = _product.Call(Products.parse(products), _geometry(geometry), keep=False, recording=False)
-    w = torch.empty(shape, device="meta")
+    parsed = Products.parse(products)
     codes = Kept(packed, scale, rest, tuple(kept_shape))
-    return _product.forward(x, w, bias, clip, key, call, codes=codes)[0]
+    held = _product.Held(codes, decode(codes, cast(Spec, parsed.weight), axis=1, shape=tuple(shape)))
+    call = _product.Call(parsed, _geometry(geometry), keep=False, recording=False, held=held)
+    return _product.forward(x, torch.empty(shape, device="meta"), bias, clip, key, call)[0]
 
 
 #: The same, opaque to a compiler.
@@ -146,19 +151,8 @@ _frozen_op = torch.library.custom_op("lowbit::frozen_product", _frozen, mutates_
 
 
 @_frozen_op.register_fake
-def _(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    rest: Tensor,
-    bias: Tensor | None,
-    clip: Tensor | None,
-    key: Tensor | None,
-    products: str,
-    geometry: list[int],
-    shape: list[int],
-    kept_shape: list[int],
-) -> Tensor:
+def _(x: Tensor, *rest: Any) -> Tensor:
+    geometry, shape, _ = rest[-3:]
     return x.new_empty(result_shape(x, shape, _geometry(geometry)), dtype=torch.float32)
 
 
@@ -205,16 +199,8 @@ _rows_op = torch.library.custom_op("lowbit::frozen_rows", _rows, mutates_args=()
 
 
 @_rows_op.register_fake
-def _(
-    indices: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    rest: Tensor,
-    products: str,
-    shape: list[int],
-    kept_shape: list[int],
-) -> Tensor:
-    return packed.new_empty((*indices.shape, shape[1]), dtype=torch.float32)
+def _(indices: Tensor, packed: Tensor, *rest: Any) -> Tensor:
+    return packed.new_empty((*indices.shape, rest[-2][1]), dtype=torch.float32)
 
 
 @dataclass(frozen=True)

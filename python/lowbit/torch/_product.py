@@ -51,11 +51,19 @@ _NONE = torch.empty(0)
 
 
 @dataclass(frozen=True)
+class Held:
+    """A weight that is rounded already, for one product or for many."""
+
+    kept: Kept
+    operand: Operand
+
+
+@dataclass(frozen=True)
 class Call:
     """What a product needs beside its tensors: a plain record, so that an operation can take it as text.
 
     `keep`: something is to be kept for the gradients; `recording`: shares are wanted; `fixed`: what is kept must have
-    the sizes of `kept_sizes`, whatever the numbers are.
+    the sizes of `kept_sizes`, whatever the numbers are; `held`: the weight, where it need not be rounded.
     """
 
     products: Products
@@ -63,6 +71,7 @@ class Call:
     keep: bool
     recording: bool
     fixed: bool = False
+    held: Held | None = None
 
 
 #: The codes of the input, its bits (1: not clipped), and the codes of the weight.
@@ -145,13 +154,8 @@ def forward(
     clip: Tensor | None,
     key: Tensor | None,
     call: Call,
-    *,
-    codes: Kept | None = None,
 ) -> tuple[Tensor, Saved, Tensor]:
-    """Compute y in float32, what is kept for the gradients, and the record of both operands.
-
-    Of a frozen weight there are `codes`; w has its shape.
-    """
+    """Compute y in float32, what is kept for the gradients, and the record of both operands."""
     p, drawn = call.products, words(key)
     with torch.no_grad(), float32_products(x.device.type):
         record = torch.zeros(FORWARD_SLOTS) if call.recording or call.fixed else _NONE
@@ -162,10 +166,12 @@ def forward(
         else:
             x_kept = encode(x, p.input, axis=1, scale=_input_scale(p.input, clip), key=_fold(drawn, "input"))
             xs = decode(x_kept, p.input, axis=1)
-        if p.weight is None:
+        if call.held is not None:
+            w_kept, ws = call.held.kept, call.held.operand
+        elif p.weight is None:
             ws = as_is(w)
         else:
-            w_kept = encode(w, p.weight, axis=1, key=_fold(drawn, "weight")) if codes is None else codes
+            w_kept = encode(w, p.weight, axis=1, key=_fold(drawn, "weight"))
             ws = decode(w_kept, p.weight, axis=1, shape=tuple(w.shape))
         if call.geometry is None:
             y = matmul(xs.values, ws.values.t(), xs.steps, ws.steps)
@@ -216,12 +222,26 @@ def _input_again(x: Tensor, kept: Kept, p: Products, key: lb.Key | None) -> Oper
     return as_is(_turned(floats, p.rotate_weight, 0, key))
 
 
-def _weight_again(w: Tensor, kept: Kept, p: Products, turn: Rotation | None, key: lb.Key | None) -> Operand:
+def hold(w: Tensor, products: Products) -> Held | None:
+    """Round a weight once, if its spec rounds it to the same each time."""
+    spec = products.weight
+    if spec is None or spec.random:
+        return None
+    with torch.no_grad():
+        kept = encode(w, spec, axis=1)
+        return Held(kept, decode(kept, spec, axis=1, shape=tuple(w.shape)))
+
+
+def _weight_again(w: Tensor, kept: Kept, call: Call, turn: Rotation | None, key: lb.Key | None) -> Operand:
     """Make the weight's operand of dL/dx."""
+    p = call.products
     if p.weight_again is not None:
         turned = _turned(w, turn, 0, key)
         return _folded(quantized(turned, p.weight_again, axis=0, key=_fold(key, "weight_again")))
-    ws = as_is(w) if p.weight is None else decode(kept, p.weight, axis=1, shape=tuple(w.shape))
+    if call.held is not None:
+        ws = call.held.operand
+    else:
+        ws = as_is(w) if p.weight is None else decode(kept, p.weight, axis=1, shape=tuple(w.shape))
     return _folded(ws) if turn is None else as_is(_turned(_whole(ws), turn, 0, key))
 
 
@@ -291,7 +311,7 @@ def backward(
             for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"))
             if call.recording:
                 _note(record, _GRAD, turned, for_input, p.grad_input)
-            ws = _weight_again(w, w_kept, p, turn, drawn)
+            ws = _weight_again(w, w_kept, call, turn, drawn)
             if geometry is None:
                 dx = matmul(for_input.values, ws.values, for_input.steps, ws.steps)
             else:

@@ -17,7 +17,7 @@ import lowbit as lb
 from lowbit.torch import _keys
 from lowbit.torch._autograd import Plan, product
 from lowbit.torch._contract import Convolution
-from lowbit.torch._product import SLOTS
+from lowbit.torch._product import SLOTS, Held, hold
 from lowbit.torch._spec import Products
 
 #: Every site that is alive: an optimizer's step is told to those whose weight it moves.
@@ -122,10 +122,11 @@ class Site(nn.Module):
         geometry: Convolution | None = None,
         *,
         owner: Tensor | None = None,
+        held: Held | None = None,
     ) -> Tensor:
         """Multiply the quantized input and weight and add the bias; in autocast's dtype, or else the input's.
 
-        `owner` is the parameter that `w` is a part of.
+        `owner` is the parameter that `w` is a part of; `held` is what `hold` made of it.
         """
         device = x.device.type
         cast = _autocast(device)
@@ -151,9 +152,14 @@ class Site(nn.Module):
             plan,
             geometry,
             self.recording,
+            held,
         )
         y = y.to(x.dtype if cast is None else cast)
         return y if rows is x else y.reshape(*x.shape[:-1], w.shape[0])
+
+    def hold(self, w: Tensor) -> Held | None:
+        """Round a weight once for many products; a compiler is better served by rounding it in each."""
+        return None if _keys.watched() or w.device.type == "meta" else hold(w, self.products)
 
     def start(self, clip: float, *, signed: bool) -> None:
         """Set PACT's clip and whether it holds negative numbers, as the first batch would."""

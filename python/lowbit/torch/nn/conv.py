@@ -30,7 +30,19 @@ def _convolve(layer: Conv1d | Conv2d, input: Tensor) -> Tensor:
     return y if input.dim() == dims + 2 else y.squeeze(0)
 
 
-class Conv2d(nn.Conv2d):
+class _Quantized(nn.modules.conv._ConvNd):
+    """What both have in common."""
+
+    site: Site
+
+    def __init__(
+        self, *args: Any, products: Products, pact_init: float | None = None, grad_scale: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.site = Site(products, self.weight, pact_init=pact_init, grad_scale=grad_scale)
+
+
+class Conv2d(_Quantized, nn.Conv2d):
     """`torch.nn.Conv2d` whose three products are quantized.
 
     Parameters
@@ -43,39 +55,13 @@ class Conv2d(nn.Conv2d):
         Where the state starts (see `Site`).
     """
 
-    site: Site
-
-    def __init__(
-        self,
-        *args: Any,
-        products: Products,
-        pact_init: float | None = None,
-        grad_scale: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.site = Site(products, self.weight, pact_init=pact_init, grad_scale=grad_scale)
-
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ([n,] channels, height, width)."""
         return _convolve(self, input) if self.site.products.specs() else super().forward(input)
 
 
-class Conv1d(nn.Conv1d):
+class Conv1d(_Quantized, nn.Conv1d):
     """`torch.nn.Conv1d` whose three products are quantized; arguments as in `Conv2d`."""
-
-    site: Site
-
-    def __init__(
-        self,
-        *args: Any,
-        products: Products,
-        pact_init: float | None = None,
-        grad_scale: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.site = Site(products, self.weight, pact_init=pact_init, grad_scale=grad_scale)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ([n,] channels, length)."""

@@ -114,13 +114,17 @@ class LSTM(nn.LSTM):
         self, x: Tensor, sizes: list[int], h: Tensor, c: Tensor, name: str, *, reverse: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run one layer one way."""
+        hidden_site = cast(Site, self.sites[f"hh_{name}"])
+        hidden_weight = getattr(self, f"weight_hh_{name}")
+        hidden_bias = getattr(self, f"bias_hh_{name}", None)
+        held = hidden_site.hold(hidden_weight)
         every = self._product("ih", name, x)
         # Autocast's dtype, where it is on.
         from_input, h, c = every.split(sizes), h.to(every.dtype), c.to(every.dtype)
         outputs: list[Tensor] = [x] * len(sizes)
         for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
             n = sizes[t]
-            gates = from_input[t] + self._product("hh", name, h[:n])
+            gates = from_input[t] + hidden_site.multiply(h[:n], hidden_weight, hidden_bias, held=held)
             i, f, g, o = gates.chunk(4, 1)
             cell = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * torch.tanh(g)
             hidden = torch.sigmoid(o) * torch.tanh(cell)
