@@ -75,7 +75,7 @@ def through(rows: Sequence[dict[str, Any]], path: Path) -> None:
             ax.plot(backs, y, style, color=COLOURS[grids.index(grid) + 1], label=label)
         ax.set(title=f"{name} on the true dL/dW", xlabel="roundings behind it: layers from the loss")
         ax.axhline(1, color="#999999", linewidth=0.8)
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
