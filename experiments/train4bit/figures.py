@@ -82,7 +82,7 @@ def through(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def compare(records: Records, path: Path) -> None:
     """Draw the paired changes of every recipe on every task, with intervals and margins."""
     figure, axes = new(len(plan.TASKS), 3.1)
-    names = [*recipes.core(), plan.FP8]
+    names = [*recipes.core(), plan.FP8, plan.LATER]
     for ax, task in zip(axes, plan.TASKS, strict=True):
         more = measure(task)[1]
         for i, recipe in enumerate(names):
