@@ -98,8 +98,9 @@ def compare(records: Records, path: Path) -> None:
 
 def curve(records: Records, path: Path) -> None:
     """Draw the loss at fixed scales, with GradScale and amax as bands."""
-    figure, axes = new(2 * len(plan.CLOSER), 4.2)
-    for k, task in enumerate(plan.CLOSER):
+    tried = [task for task in plan.CLOSER if records.of(task, "2^0")]
+    figure, axes = new(2 * len(tried), 4.2)
+    for k, task in enumerate(tried):
         for ax, name in zip(axes[2 * k :], ("nll", "train_loss"), strict=False):
             seeds = records.of(task, "2^0")
             spread = {
