@@ -75,14 +75,14 @@ def through(rows: Sequence[dict[str, Any]], path: Path) -> None:
             ax.plot(backs, y, style, color=COLOURS[grids.index(grid) + 1], label=label)
         ax.set(title=f"{name} on the true dL/dW", xlabel="roundings behind it: layers from the loss")
         ax.axhline(1, color="#999999", linewidth=0.8)
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
 def compare(records: Records, path: Path) -> None:
     """Draw the paired changes of every recipe on every task, with intervals and margins."""
     figure, axes = new(len(plan.TASKS), 3.1)
-    names = [*recipes.core(), plan.FP8]
+    names = [*recipes.core(), plan.FP8, plan.LATER]
     for ax, task in zip(axes, plan.TASKS, strict=True):
         more = measure(task)[1]
         for i, recipe in enumerate(names):
@@ -98,8 +98,9 @@ def compare(records: Records, path: Path) -> None:
 
 def curve(records: Records, path: Path) -> None:
     """Draw the loss at fixed scales, with GradScale and amax as bands."""
-    figure, axes = new(2 * len(plan.CLOSER), 4.2)
-    for k, task in enumerate(plan.CLOSER):
+    tried = [task for task in plan.CLOSER if records.of(task, "2^0")]
+    figure, axes = new(2 * len(tried), 4.2)
+    for k, task in enumerate(tried):
         for ax, name in zip(axes[2 * k :], ("nll", "train_loss"), strict=False):
             seeds = records.of(task, "2^0")
             spread = {

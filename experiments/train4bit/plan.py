@@ -36,6 +36,9 @@ CLOSER = ("mnist", "transformer")
 DEEP = tuple(f"depth{depth}{plain}" for plain in ("", "-plain") for depth in DEPTHS)
 DEEP_RECIPES = ("float32", "int4_forward", "one phase", "sun2020")
 FP8 = "grad_weight fp8"
+#: Not in the first plan: added when four seeds had shown sun2020 better than float32 on the LSTM, to see whether that
+#: is the rounding or the twenty steps in which GradScale climbs from 1 and the rounded layers stand still.
+LATER = f"from 2^{recipes.START}"
 
 SEEDS = {"compare": 8, "switches": 5, "curve": 3, "bases": 5, "depth": 4}
 
@@ -54,6 +57,7 @@ def pairs(part: str) -> Iterator[tuple[str, str]]:
     if part == "compare":
         yield from ((task, recipe) for task in TASKS for recipe in ("float32", *recipes.core()))
         yield from ((task, FP8) for task in ("speech", *TEXTS))
+        yield from ((task, LATER) for task in TASKS if task not in VISION[1:])
         return
     more = {"switches": recipes.switches, "curve": recipes.curve, "bases": recipes.bases}[part]
     for task in CLOSER:

@@ -99,7 +99,7 @@ def section_a(folder: Path) -> str:
 def section_b(records: Records, folder: Path) -> str:
     """Write B: recipes, and the switches of one."""
     text = ""
-    parts = [tables.compared(records, task, ("float32", *recipes.core(), plan.FP8)) for task in plan.TASKS]
+    parts = [tables.compared(records, task, ("float32", *recipes.core(), plan.FP8, plan.LATER)) for task in plan.TASKS]
     if any(records.of(task, "sun2020") for task in plan.TASKS):
         figures.compare(records, folder / "compare.png")
         text += (
@@ -107,27 +107,34 @@ def section_b(records: Records, folder: Path) -> str:
         )
         text += "intervals. The dotted line is the margin.\n\n![Changes from float32](train4bit/compare.png)\n\n"
         text += "\n".join(parts)
-    if records.of(plan.CLOSER[0], "one phase, amax"):
+    tried = closer(records, "pointwise fp8")
+    if tried:
         text += f"\n### Switches\n\n{command('switches')}\n\n"
-        for task in plan.CLOSER:
+        for task in tried:
             text += tables.compared(records, task, ("float32", "sun2020", *recipes.switches())) + "\n"
         text += "Paired differences; those whose interval leaves out zero are bold.\n\n"
         against = [(name, "sun2020") for name in recipes.switches()]
         against += [("one phase, amax", "amax"), (f"one phase, 2^{recipes.FIXED}", f"2^{recipes.FIXED}")]
-        text += "\n".join(tables.differences(records, task, against) for task in plan.CLOSER)
+        text += "\n".join(tables.differences(records, task, against) for task in tried)
     return text
+
+
+def closer(records: Records, recipe: str) -> list[str]:
+    """Name the tasks on which switches, scales and grids were tried so far."""
+    return [task for task in plan.CLOSER if len(records.of(task, recipe)) > 1]
 
 
 def section_c(records: Records, folder: Path) -> str:
     """Write C: fixed scales."""
-    if not records.of(plan.CLOSER[0], "2^0"):
+    tried = closer(records, "2^0")
+    if not tried:
         return ""
     figures.curve(records, folder / "curve.png")
     text = (
         f"\n## C. GradScale beside fixed scales\n\n{command('curve')}. Bars, bands: standard deviations over seeds.\n"
     )
     text += "\n![Loss against fixed scales](train4bit/curve.png)\n\n"
-    for task in plan.CLOSER:
+    for task in tried:
         text += tables.compared(records, task, (*recipes.curve(), "amax", "sun2020"))
         text += f"\nThe votes brought the layers of `sun2020` to {tables.settled(records, task, 'sun2020')}.\n\n"
     return text
@@ -136,13 +143,14 @@ def section_c(records: Records, folder: Path) -> str:
 def section_d(records: Records) -> str:
     """Write D: grids of gradients."""
     names = [*recipes.bases(), "one phase, amax"]
-    if not records.of(plan.CLOSER[0], "INT4, nearest"):
+    tried = closer(records, "INT4, nearest")
+    if not tried:
         return ""
     text = (
         f"\n## D. Which base?\n\n{command('bases')}. Both gradients on one grid, scaled by amax; `one phase, amax` is\n"
     )
     text += "base 4 to nearest.\n\n"
-    for task in plan.CLOSER:
+    for task in tried:
         text += tables.compared(records, task, ("float32", *names, "sun2020")) + "\n"
         against = [(name, "one phase, amax") for name in recipes.bases()]
         text += tables.differences(records, task, against) + "\n"

@@ -1,7 +1,9 @@
 """What is learnt: data, network, optimizer and length of training, the same for every recipe.
 
 Learning rates are the best of those that `rates.py` tries, on float32 alone, and are kept for every recipe. The
-networks of different depth share the rate that is best for the deepest.
+networks of different depth share the rate that is best for the deepest. The transformer has the second best: at the
+best, float32's own seeds lay 2 % apart, more than what is to be compared (this was seen, and changed, after the first
+two seeds of all recipes; their records are kept, with their rate).
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ TASKS = {
         "text, transformer",
         datasets.text,
         partial(models.Transformer, length=32),
-        rate=0.03,
+        rate=0.01,
         steps=250,
         batch=32,
         length=32,
