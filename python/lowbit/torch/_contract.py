@@ -10,6 +10,7 @@ float32 product.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -75,6 +76,14 @@ def _pieces(masses: Tensor, a: Steps, b: Steps, times: int = 1) -> list[int] | N
     return counts
 
 
+def _added(products: Iterable[Tensor]) -> Tensor:
+    """Add pieces in order, into the first."""
+    first, *rest = products
+    for product in rest:
+        first += product
+    return first
+
+
 #: Terms of one part of a matrix product's sum: few enough for every pair of formats that `steps` lets through.
 _PART = 128
 
@@ -95,10 +104,7 @@ def matmul(a: Tensor, b: Tensor, sa: Steps | None, sb: Steps | None) -> Tensor:
         return a @ b
     sizes = [_PART * n for n in pieces[:-1]]
     sizes.append(k - sum(sizes))
-    first, *rest = (x @ y for x, y in zip(a.split(sizes, 1), b.split(sizes), strict=True))
-    for product in rest:
-        first += product
-    return first
+    return _added(x @ y for x, y in zip(a.split(sizes, 1), b.split(sizes), strict=True))
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,8 @@ class Convolution:
             return self._grad_input(shape, g, w)
         sizes = [few * n for n in pieces[:-1]]
         sizes.append(g.shape[1] - sum(sizes))
-        first, *rest = (
-            self._grad_input(shape, part, rows) for part, rows in zip(g.split(sizes, 1), w.split(sizes), strict=True)
-        )
-        for product in rest:
-            first += product
-        return first
+        pairs = zip(g.split(sizes, 1), w.split(sizes), strict=True)
+        return _added(self._grad_input(shape, part, rows) for part, rows in pairs)
 
     def _grad_input(self, shape: torch.Size, g: Tensor, w: Tensor) -> Tensor:
         run: Any = conv_grad.conv1d_input if w.dim() == 3 else conv_grad.conv2d_input
@@ -157,12 +159,8 @@ class Convolution:
         pieces = _pieces(g.flatten(2).abs().sum(2), sg, sx)
         if pieces is None:
             return self._grad_weight(shape, g.double(), x.double()).float()
-        first, *rest = (
-            self._grad_weight(shape, part, rows) for part, rows in zip(g.split(pieces), x.split(pieces), strict=True)
-        )
-        for product in rest:
-            first += product
-        return first
+        pairs = zip(g.split(pieces), x.split(pieces), strict=True)
+        return _added(self._grad_weight(shape, part, rows) for part, rows in pairs)
 
     def _grad_weight(self, shape: torch.Size, g: Tensor, x: Tensor) -> Tensor:
         run: Any = conv_grad.conv1d_weight if x.dim() == 3 else conv_grad.conv2d_weight
