@@ -99,6 +99,13 @@ def test_importing_the_package_imports_no_extra() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+def test_the_torch_layer_says_what_it_needs() -> None:
+    script = "import sys; sys.modules['torch'] = None; import lowbit.torch"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.endswith("ModuleNotFoundError: lowbit.torch needs PyTorch: pip install 'lowbit[torch]'\n")
+
+
 def test_reference_is_a_second_opinion() -> None:
     """It computes everything itself."""
     for path in (ROOT / "python/lowbit/reference").glob("*.py"):

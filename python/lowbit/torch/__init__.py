@@ -9,6 +9,12 @@ torch.Size([1, 2])
 
 from __future__ import annotations
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError:
+    message = "lowbit.torch needs PyTorch: pip install 'lowbit[torch]'"
+    raise ModuleNotFoundError(message, name="torch") from None
+
 from lowbit.torch import nn, ops, recipes
 from lowbit.torch._freeze import freeze
 from lowbit.torch._prepare import param_groups, prepare
