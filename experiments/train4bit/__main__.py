@@ -2,9 +2,10 @@
 
 A part is run by ``python experiments/train4bit PART``; finished runs are kept and never run again, so that a part can
 be stopped and continued, and lent to others: "gradients" (A: gradients rounded, nothing trained in low precision),
-"rates" (learning rates, float32), "compare" (B: recipes on five tasks), "switches" (B: sun2020's switches), "curve"
-(C: fixed gradient scales), "bases" (D: grids of gradients), "depth" (E: deeper networks); "all" for everything, and
-"report" to write the page of what there is. plan.py says what is compared and what counts as good.
+"rates" (learning rates, float32), "compare" (B: recipes on five tasks), "longer" (B: Fashion-MNIST for
+four times as long), "switches" (B: sun2020's switches), "curve" (C: fixed gradient scales), "bases" (D: grids of
+gradients), "depth" (E: deeper networks); "all" for everything, and "report" to write the page of what there is. plan.py
+says what is compared and what counts as good.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
-TRAINED = ("rates", "compare", "switches", "curve", "bases", "depth")
+TRAINED = ("rates", "compare", "longer", "switches", "curve", "bases", "depth")
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 
 
@@ -42,7 +43,7 @@ def main() -> int:
             wanted = list(rates.runs() if part == "rates" else plan.runs(part, options.seeds))
             if not datasets.FASHION.exists():
                 print(f"{part}: Fashion-MNIST is not in {datasets.FASHION}, and is left out", file=sys.stderr)
-                wanted = [run for run in wanted if run.task != "fashion"]
+                wanted = [run for run in wanted if run.task not in ("fashion", plan.LONGER)]
             run_all(wanted, records, options.jobs, part)
     print(report.write(options.out, records))
     return 0

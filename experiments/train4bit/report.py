@@ -107,6 +107,9 @@ def section_b(records: Records, folder: Path) -> str:
         )
         text += "intervals. The dotted line is the margin.\n\n![Changes from float32](train4bit/compare.png)\n\n"
         text += "\n".join(parts)
+    if len(records.of(plan.LONGER, "sun2020")) > 1:
+        text += f"\n{command('longer')}: not in the first plan.\n\n"
+        text += tables.compared(records, plan.LONGER, ("float32", *recipes.core()))
     tried = closer(records, "pointwise fp8")
     if tried:
         text += f"\n### Switches\n\n{command('switches')}\n\n"

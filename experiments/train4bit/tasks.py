@@ -63,6 +63,9 @@ _language = partial(Task, adam=True, decay=0.01)
 TASKS = {
     "mnist": _image("MNIST-5k, residual network", datasets.mnist, models.vision, rate=0.3, steps=400),
     "fashion": _image("Fashion-MNIST, residual network", datasets.fashion, models.vision, rate=0.03, steps=400),
+    "fashion-long": _image(
+        "Fashion-MNIST, residual network, four times as long", datasets.fashion, models.vision, rate=0.03, steps=1600
+    ),
     "speech": Task("spoken digits, LSTM", datasets.speech, models.Speech, adam=True, rate=0.01, decay=0.01, steps=200),
     "transformer": _language(
         "text, transformer",
