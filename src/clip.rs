@@ -52,8 +52,8 @@ fn inside_chunk(level: Level, x: &View<'_>, low: f32, high: f32, range: Range<us
     )
 }
 
-/// Makes every number of `y` zero whose number of `x` is outside `low..=high`.
-pub fn keep_inside(y: &mut [f32], x: &View<'_>, low: f32, high: f32) -> Result<()> {
+/// Multiplies `y` by a factor, and makes every number zero whose number of `x` is outside `low..=high`.
+pub fn keep_inside(y: &mut [f32], x: &View<'_>, low: f32, high: f32, factor: f32) -> Result<()> {
     let (n, level) = (x.len(), Level::current());
     if y.len() != n {
         return Err(Error::argument("y", format!("{} numbers beside {n}", y.len())));
@@ -72,13 +72,36 @@ pub fn keep_inside(y: &mut [f32], x: &View<'_>, low: f32, high: f32) -> Result<(
                     for (y, &x) in y.iter_mut().zip(x) {
                         // All ones or none: a NaN of y goes too.
                         let kept = (u32::from(x >= low) & u32::from(x <= high)).wrapping_neg();
-                        *y = f32::from_bits(y.to_bits() & kept);
+                        *y = f32::from_bits((*y * factor).to_bits() & kept);
                     }
                 }
             },
         );
     });
     Ok(())
+}
+
+/// Takes the numbers whose bit is not set out of `y`, which keeps zeros for them, and lists them and their places.
+pub fn take_outside(y: &mut [f32], bits: &[u8]) -> Result<(Vec<f32>, Vec<i64>)> {
+    if bits.len() != y.len().div_ceil(8) {
+        return Err(Error::argument("bits", format!("{} bytes for {} numbers", bits.len(), y.len())));
+    }
+    let set: usize = bits.iter().map(|byte| byte.count_ones() as usize).sum();
+    let room = (bits.len() * 8).saturating_sub(set);
+    let (mut taken, mut places) = (Vec::with_capacity(room), Vec::with_capacity(room));
+    for (byte, (eight, start)) in bits.iter().zip(y.chunks_mut(8).zip((0_i64..).step_by(8))) {
+        // As after a clip that was learned, most bytes are all ones.
+        let mut unset = u32::from(!byte);
+        while unset != 0 {
+            let lane = unset.trailing_zeros();
+            if let Some(y) = eight.get_mut(lane as usize) {
+                taken.push(std::mem::take(y));
+                places.push(start + i64::from(lane));
+            }
+            unset &= unset - 1;
+        }
+    }
+    Ok((taken, places))
 }
 
 #[cfg(test)]
@@ -111,10 +134,29 @@ mod tests {
             level.set();
             let mut y: Vec<f32> = (0..1700_i16).map(|i| if i % 31 == 0 { f32::NAN } else { f32::from(i) }).collect();
             let before = y.clone();
-            assert!(keep_inside(&mut y, &View::from_slice(&x), -3.0, 5.0).is_ok(), "as long as each other");
+            assert!(keep_inside(&mut y, &View::from_slice(&x), -3.0, 5.0, 0.3).is_ok(), "as long as each other");
             for ((x, y), before) in x.iter().zip(&y).zip(&before) {
-                let want = if (-3.0..=5.0).contains(x) { *before } else { 0.0 };
+                let want = if (-3.0..=5.0).contains(x) { *before * 0.3 } else { 0.0 };
                 assert_eq!(y.to_bits(), want.to_bits(), "beside {x} at {level:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_taken_out_leaves_zeros() {
+        for n in [0, 1, 7, 8, 9, 100] {
+            let before: Vec<f32> = (1..=n).map(|i| i as f32).collect();
+            let is_kept = |i: usize| i % 3 != 1 && i != 8;
+            let mut bits = vec![0_u8; before.len().div_ceil(8)];
+            for i in (0..before.len()).filter(|&i| is_kept(i)) {
+                bits[i / 8] |= 1 << (i % 8);
+            }
+            let mut y = before.clone();
+            let want: Vec<i64> = (0..n).filter(|&i| !is_kept(i as usize)).collect();
+            let numbers = want.iter().map(|&i| i as f32 + 1.0).collect();
+            assert_eq!(take_outside(&mut y, &bits).ok(), Some((numbers, want)), "of {n}");
+            for (i, (y, before)) in y.iter().zip(&before).enumerate() {
+                assert_eq!(*y, if is_kept(i) { *before } else { 0.0 }, "number {i} of {n}");
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Fixed chunks on a private pool. The chunks never depend on the thread count, so neither do results.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -127,28 +129,99 @@ fn make(helpers: usize) -> Option<&'static Pool> {
     Some(pool)
 }
 
+/// The chunks of one call, which helpers may join while it is open and never touch afterwards.
+///
+/// A helper that the system has not yet run is not waited for: where another library's threads hold the processors (an
+/// OpenMP team spins for milliseconds after each of its loops), the caller would else stand still with no work left.
+struct Task {
+    /// What to do with a chunk: borrowed from a caller that does not return before [`Task::close`] has.
+    work: *const (dyn Fn(usize) + Sync),
+    chunks: usize,
+    next: AtomicUsize,
+    /// How many helpers are inside, and whether it is [`CLOSED`] to more.
+    state: AtomicUsize,
+    panicked: AtomicBool,
+}
+
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
+// SAFETY: `work` is `Sync`, and alive whenever it is called (see `Task::join`).
+unsafe impl Send for Task {}
+// SAFETY: as above.
+unsafe impl Sync for Task {}
+
+impl Task {
+    /// Takes chunks until there are none.
+    ///
+    /// # Safety
+    /// `work` is alive.
+    unsafe fn drain(&self) {
+        // SAFETY: by the caller's promise.
+        let work = unsafe { &*self.work };
+        Level::PORTABLE.run(|| {
+            while let Some(chunk) = Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < self.chunks) {
+                work(chunk);
+            }
+        });
+    }
+
+    /// Helps, unless it is too late.
+    fn join(&self) {
+        if self.state.fetch_add(1, Ordering::Acquire) & CLOSED == 0 {
+            // SAFETY: this helper was counted before the task was closed, so `close` waits for it, and the caller for `close`.
+            let done = catch_unwind(AssertUnwindSafe(|| unsafe { self.drain() }));
+            self.panicked.fetch_or(done.is_err(), Ordering::Relaxed);
+        }
+        self.state.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Lets no more helpers in, and waits for those inside, who are at their last chunk.
+    fn close(&self) {
+        let mut state = self.state.fetch_or(CLOSED, Ordering::Acquire);
+        for turn in 0_u32.. {
+            if state & !CLOSED == 0 {
+                return;
+            }
+            if turn < 64 {
+                std::hint::spin_loop()
+            } else {
+                std::thread::yield_now()
+            }
+            state = self.state.load(Ordering::Acquire);
+        }
+    }
+}
+
 /// Calls `work(0)`, ..., `work(chunks - 1)`, each once, in any order, on up to [`num_threads`] threads, all of them in a clean
 /// float state.
 pub fn for_each(chunks: usize, work: impl Fn(usize) + Sync) {
+    struct Close<'a>(&'a Task);
+    impl Drop for Close<'_> {
+        fn drop(&mut self) {
+            self.0.close();
+        }
+    }
+
     let helpers = num_threads().min(chunks) - usize::from(chunks > 0);
     let shared = if helpers == 0 || chunks < WORTH_SHARING { None } else { pool(helpers) };
     let Some(shared) = shared else {
         return Level::PORTABLE.run(|| (0..chunks).for_each(work));
     };
-    let next = AtomicUsize::new(0);
-    let drain = || {
-        Level::PORTABLE.run(|| {
-            while let Some(chunk) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|chunk| *chunk < chunks) {
-                work(chunk);
-            }
-        });
-    };
-    shared.threads.in_place_scope(|scope| {
-        for _ in 0..helpers {
-            scope.spawn(|_| drain());
-        }
-        drain();
-    });
+    let work: &(dyn Fn(usize) + Sync) = &work;
+    // SAFETY: only the lifetime is lost; `Close` ends all use of the reference before this function returns or unwinds.
+    let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
+    let (next, state, panicked) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    let task = Arc::new(Task { work, chunks, next, state, panicked });
+    for _ in 0..helpers {
+        let task = Arc::clone(&task);
+        shared.threads.spawn(move || task.join());
+    }
+    {
+        let _close = Close(&task);
+        // SAFETY: `work` lives until this function returns.
+        unsafe { task.drain() };
+    }
+    assert!(!task.panicked.load(Ordering::Relaxed), "a helper panicked");
 }
 
 /// A slice whose disjoint parts several chunks write.
@@ -215,6 +288,42 @@ mod tests {
             }
         }
         assert!(set_num_threads(0).is_err(), "zero threads is an error");
+    }
+
+    #[test]
+    fn a_helper_that_comes_late_touches_nothing() {
+        let calls = AtomicUsize::new(0);
+        let work = |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+        };
+        let work: &(dyn Fn(usize) + Sync) = &work;
+        // SAFETY: `calls` outlives the task.
+        let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
+        let (next, state, panicked) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+        let task = Task { work, chunks: 5, next, state, panicked };
+        task.close();
+        task.join();
+        assert_eq!(calls.load(Ordering::Relaxed), 0, "the caller has gone");
+        assert_eq!(task.state.load(Ordering::Relaxed), CLOSED, "and left nobody inside");
+    }
+
+    #[test]
+    fn a_panic_of_any_thread_reaches_the_caller_when_all_have_stopped() {
+        assert!(set_num_threads(4).is_ok(), "4 threads");
+        for culprit in 0..32 {
+            let inside = AtomicUsize::new(0);
+            let call = AssertUnwindSafe(|| {
+                for_each(32, |chunk| {
+                    inside.fetch_add(1, Ordering::Relaxed);
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, Ordering::Relaxed);
+                    assert_ne!(chunk, culprit, "as a kernel never does");
+                });
+            });
+            assert!(catch_unwind(call).is_err(), "chunk {culprit}");
+            assert_eq!(inside.load(Ordering::Relaxed), 0, "chunk {culprit}");
+        }
+        for_each(32, |_| {});
     }
 
     #[test]

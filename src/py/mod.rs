@@ -39,7 +39,7 @@ mod _core {
     #[pymodule_export]
     use super::quantize::{
         clip_bits, dequantize, fake_quantize, keep_inside, pack, pack_three, quantize, round_with_words, scale_codes,
-        scale_values, unpack, unpack_three,
+        scale_values, take_outside, unpack, unpack_three,
     };
     #[pymodule_export]
     use super::{cpu_level, cpu_levels, get_num_threads, random_bits, set_cpu_level, set_num_threads};

@@ -296,10 +296,24 @@ pub(super) fn keep_inside(
     x: &Bound<'_, PyUntypedArray>,
     low: f32,
     high: f32,
+    factor: f32,
 ) -> PyResult<()> {
     let x = Input::new("x", x)?.view;
     let y = y.as_slice_mut().map_err(|_| Reason::argument("y", "it is not contiguous"))?;
-    Ok(py.detach(|| crate::clip::keep_inside(y, &x, low, high))?)
+    Ok(py.detach(|| crate::clip::keep_inside(y, &x, low, high, factor))?)
+}
+
+/// Takes the numbers whose bit is not set out of y, in place; lists them and where they were.
+#[pyfunction]
+pub(super) fn take_outside<'py>(
+    py: Python<'py>,
+    mut y: PyReadwriteArray1<'py, f32>,
+    bits: PyReadonlyArray1<'py, u8>,
+) -> PyResult<(Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i64>>)> {
+    let y = y.as_slice_mut().map_err(|_| Reason::argument("y", "it is not contiguous"))?;
+    let bits = bits.as_slice().map_err(|_| Reason::argument("bits", "it is not contiguous"))?;
+    let (taken, places) = py.detach(|| crate::clip::take_outside(y, bits))?;
+    Ok((PyArray1::from_vec(py, taken), PyArray1::from_vec(py, places)))
 }
 
 /// A bit for each number of `low..=high`, and how many others there are.

@@ -145,27 +145,21 @@ def clip_bits(x: Tensor, low: float, high: float, *, always: bool) -> Tensor:
     return _bits.packed_plain(inside)
 
 
-def keep_inside(y: Tensor, x: Tensor, low: float, high: float) -> None:
-    """Make numbers of y zero, in place, where those of x are outside low..high; y is contiguous."""
+def keep_inside(y: Tensor, x: Tensor, low: float, high: float, factor: float) -> None:
+    """Multiply y, which is contiguous, by a factor, and make numbers zero where those of x are outside low..high."""
     if on_core(y):
-        _core.keep_inside(y.numpy().reshape(-1), _bridge.array(x), low, high)
+        _core.keep_inside(y.numpy().reshape(-1), _bridge.array(x), low, high, factor)
     else:
-        y.masked_fill_(~((x >= low) & (x <= high)), 0.0)
+        y.mul_(factor).masked_fill_(~((x >= low) & (x <= high)), 0.0)
 
 
 def take_outside(x: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the numbers whose bit is not set out of x, leaving zeros; also say where they were, in C order.
-
-    Where they are few, as after a clip that was learned, whole bytes of ones are passed over.
-    """
-    some = (bits != 255).nonzero()
-    if len(some) * 16 < len(bits):
-        places = torch.arange(8, device=bits.device)
-        where = (some * 8 + places)[(bits[some] >> places) & 1 == 0]
-        where = where[where < x.numel()]
-    else:
-        where = (_bits.unpack_bits(bits, (x.numel(),)) == 0).nonzero().reshape(-1)
+    """Take the numbers whose bit is not set out of x, leaving zeros; also say where they were, in C order."""
+    if on_core(x):
+        taken, where = _core.take_outside(x.numpy().reshape(-1), bits.numpy())
+        return torch.from_numpy(taken), torch.from_numpy(where)
+    places = (_bits.unpack_bits(bits, (x.numel(),)) == 0).nonzero().reshape(-1)
     flat = x.view(-1)
-    taken = flat[where]
-    flat[where] = 0.0
-    return taken, where
+    out = flat[places]
+    flat[places] = 0.0
+    return out, places

@@ -159,16 +159,21 @@ def _power_of_two(spec: Spec, scale: float | str | None) -> float | None:
 
 
 def rescaled(product: Tensor, *operands: Operand) -> Tensor:
-    """Multiply a product by its operands' scales, at once where both are one number."""
+    """Multiply a product by its operands' scales."""
+    for factor in factors(*operands):
+        product.mul_(factor)
+    return product
+
+
+def factors(*operands: Operand) -> list[float | Tensor]:
+    """List what a product is to be multiplied by, in order: the operands' scales, as one where both are one number."""
     scales = [operand.scale for operand in operands if operand.scale is not None]
     if len(scales) == 2 and scales[0].numel() == scales[1].numel() == 1:
-        # Two float32 numbers multiply exactly in float64; torch rounds the product to float32, once.
+        # Two float32 numbers multiply exactly in float64, which is rounded to float32 once.
         both = float(scales[0]) * float(scales[1])
         if not 0 < both < _LEAST:
-            return product.mul_(both)
-    for scale in scales:
-        product.mul_(float(scale) if scale.numel() == 1 else scale)
-    return product
+            return [both]
+    return [float(scale) if scale.numel() == 1 else scale for scale in scales]
 
 
 def rotated(x: Tensor, turn: Rotation, *, axis: int, key: lb.Key) -> Tensor:

@@ -22,6 +22,7 @@ from lowbit.torch._operands import (
     as_is,
     decode,
     encode,
+    factors,
     float32_products,
     nothing,
     quantized,
@@ -330,10 +331,19 @@ def backward(
                 dw = matmul(for_weight.values.t(), xs.values, for_weight.steps, xs.steps)
             else:
                 dw = geometry.grad_weight(w.shape, for_weight.values, xs.values, for_weight.steps, xs.steps)
-            dw = rescaled(dw, for_weight, xs)
             if p.weight is not None and p.weight.clips:
                 dw = dw.contiguous()
-                _codes.keep_inside(dw, w, *_bounds(p.weight, w_kept.scale, None))
+                last = 1.0  # one pass less: what multiplies last does so with the mask
+                *first, final = factors(for_weight, xs) or [last]
+                if isinstance(final, float):
+                    last = final
+                else:
+                    first.append(final)
+                for factor in first:
+                    dw.mul_(factor)
+                _codes.keep_inside(dw, w, *_bounds(p.weight, w_kept.scale, None), last)
+            else:
+                dw = rescaled(dw, for_weight, xs)
         if mask.numel() and dx.numel():
             dx = dx.contiguous()
             clipped, where = _codes.take_outside(dx, mask)
