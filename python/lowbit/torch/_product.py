@@ -158,6 +158,7 @@ def forward(
 ) -> tuple[Tensor, Saved, Tensor]:
     """Compute y in float32, what is kept for the gradients, and the record of both operands."""
     p, drawn = call.products, words(key)
+    x, w = x.detach(), w.detach()
     with torch.no_grad(), float32_products(x.device.type):
         record = torch.zeros(FORWARD_SLOTS) if call.recording or call.fixed else _NONE
         x_kept, w_kept = nothing(x.device), nothing(x.device)
