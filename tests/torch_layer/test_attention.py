@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+import lowbit as lb
 from lowbit.torch import Products, nn, prepare, recipes
 from torch_layer import reference as ref
 from torch_layer.layer_support import EXACT, FLOAT, LUQ, SUN, call_keys, n, near, normal, round_weights
@@ -236,3 +238,30 @@ def test_an_encoder_layer_of_ours(norm_first: bool) -> None:
     rough = nn.TransformerEncoderLayer(16, 4, 32, products=SUN, **options)
     rough.load_state_dict(plain.state_dict(), strict=False)
     assert not torch.allclose(rough.eval()(x), plain.eval()(x), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "says"),
+    [
+        ({"key_padding_mask": torch.zeros(2, 5, dtype=torch.uint8)}, TypeError, "key_padding_mask.*uint8"),
+        ({"attn_mask": torch.zeros(4, 5, dtype=torch.int64)}, TypeError, "attn_mask.*int64"),
+        (
+            {"key_padding_mask": torch.zeros(1, 5, dtype=torch.bool)},
+            lb.Error,
+            r"key_padding_mask.*\(1, 5\), not \(2, 5\)",
+        ),
+        ({"attn_mask": torch.zeros(5, 4)}, lb.Error, r"attn_mask.*\(4, 5\) or \(4, 4, 5\)"),
+        ({"attn_mask": torch.zeros(2, 4, 5)}, lb.Error, r"attn_mask.*\(2, 4, 5\)"),
+    ],
+)
+def test_masks_that_do_not_fit_are_named(masks: dict[str, Tensor], error: type[Exception], says: str) -> None:
+    layer = nn.MultiheadAttention(8, 2, batch_first=True, products=SUN)
+    with pytest.raises(error, match=says):
+        layer(torch.ones(2, 4, 8), torch.ones(2, 5, 8), torch.ones(2, 5, 8), **masks)
+
+
+def test_keys_of_another_batch_are_named() -> None:
+    with pytest.raises(lb.Error, match=r"key, value: \(1, 5\)"):
+        nn.MultiheadAttention(8, 2, batch_first=True, products=SUN)(
+            torch.ones(2, 4, 8), torch.ones(1, 5, 8), torch.ones(1, 5, 8)
+        )

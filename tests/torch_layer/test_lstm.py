@@ -237,3 +237,9 @@ def test_steps_have_words_of_their_own() -> None:
     assert used.sum() == 3 * 8 * 8
     error = ((found - exact) / exact)[used].abs()
     assert 0 < error.mean() < 0.05  # one draw's: 0.25 and more
+
+
+def test_a_batch_of_nothing_runs_as_torchs() -> None:
+    plain, ours = torch.nn.LSTM(5, 6), nn.LSTM(5, 6, products=SUN)
+    (y, (h, c)), (want, (want_h, want_c)) = ours(torch.zeros(4, 0, 5)), plain(torch.zeros(4, 0, 5))
+    assert (y.shape, h.shape, c.shape) == (want.shape, want_h.shape, want_c.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import lowbit as lb
-from lowbit.torch import nn, ops, prepare, recipes
+import lowbit.torch
+from lowbit.torch import _keys, nn, ops, prepare, recipes
+from lowbit.torch._site import Site
 from torch_layer.layer_support import LUQ, RECIPES, SUN, equal_models, n, near, normal, step
 
 T = torch.nn
@@ -321,8 +324,8 @@ def test_what_follows_may_work_in_place() -> None:
         assert all(map(torch.equal, *found)), layer
 
 
-def test_no_grad_saves_and_draws_nothing() -> None:
-    model = mlp("luq")
+def test_no_grad_saves_nothing_and_evaluation_draws_nothing() -> None:
+    model = mlp("luq").eval()
     torch.manual_seed(0)
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -330,6 +333,80 @@ def test_no_grad_saves_and_draws_nothing() -> None:
     with torch.inference_mode():
         model(normal(4, 16))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "norm"])
+def test_every_checkpointed_layer_draws_anew(kind: str, use_reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, draw = [], _keys.draw
+
+    def spy() -> Tensor:
+        drawn.append(draw())
+        return drawn[-1]
+
+    if kind == "linear":
+        model = prepare(T.Sequential(*(T.Linear(8, 8) for _ in range(4))), RECIPES["luq"]())
+        layers = model[1:3]  # the first and the last draw nothing
+    else:
+        layers = prepare(T.Sequential(T.LayerNorm(8), T.LayerNorm(8)), recipes.float32(), compress_activations=True)
+    monkeypatch.setattr(_keys, "draw", spy)
+    for _ in range(3):
+        h = normal(4, 8).requires_grad_()
+        for layer in layers:
+            h = checkpoint(layer, h, use_reentrant=use_reentrant)
+        h.square().sum().backward()
+    # Once as the layer runs, and once more as it runs again.
+    assert len(drawn) == 12
+    assert len({tuple(key.tolist()) for key in drawn}) == 6
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_gradients_in_evaluation(recipe: str) -> None:
+    model = mlp(recipe)
+    model(normal(5, 16))
+    model.eval()
+    x = normal(5, 16).requires_grad_()
+    model(x).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_a_rotation_in_evaluation_is_undone() -> None:
+    # The input is turned in the forward pass, dL/dy in the backward one: by the same signs, or the product is noise.
+    model = prepare(T.Sequential(*(T.Linear(64, 64, bias=False) for _ in range(3))), RECIPES["nvfp4"]())
+    layer = model[0].eval()
+    x, g = normal(64, 64), normal(64, 64)
+    layer(x).backward(g)
+    want = g.T @ x
+    assert torch.cosine_similarity(layer.weight.grad.flatten(), want.flatten(), 0) > 0.9
+
+
+def test_an_average_of_weights_starts_where_its_model_did() -> None:
+    model = mlp("sun2020")
+    average = torch.optim.swa_utils.AveragedModel(model)
+    model(normal(9, 16))
+    for a, p in zip(average.module.parameters(), model.parameters(), strict=True):
+        a.data.copy_(p.data)
+    for a, p in zip(average.module.buffers(), model.buffers(), strict=True):
+        a.copy_(p)
+    x = 3 * normal(9, 16)
+    assert torch.equal(average.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("how", ["parametrized", "called with other weights"])
+def test_a_computed_weight_holds_on_to_nothing(how: str) -> None:
+    model = mlp("sun2020")
+    if how == "parametrized":
+        torch.nn.utils.parametrizations.weight_norm(model[2])
+        model(normal(9, 16)).sum().backward()
+    else:
+        weights = {name: 2 * p for name, p in model.named_parameters()}
+        torch.func.functional_call(model, weights, (normal(9, 16),)).sum().backward()
+    assert all(site._weight[0].grad_fn is None for site in model.modules() if isinstance(site, Site))
+    again = copy.deepcopy(model)
+    x = normal(9, 16)
+    assert torch.equal(again(x), model(x))
+    lowbit.torch.summary(model)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])

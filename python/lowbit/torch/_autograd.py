@@ -30,6 +30,7 @@ class Plan:
     text: str
     random: bool
     forward_random: bool
+    kept_random: bool
     pact: bool
 
     @classmethod
@@ -37,11 +38,17 @@ class Plan:
         """Look at products once."""
         pact = products.input is not None and products.input.scale == "pact"
         forward = (products.weight, products.input)
-        return cls(products, products.text, products.random, any(s is not None and s.random for s in forward), pact)
+        drawn = any(s is not None and s.random for s in forward)
+        return cls(products, products.text, products.random, drawn, products.keeps_random, pact)
 
     def draws(self, training: bool) -> bool:
-        """Say whether a call draws a key; one that only its gradients would need waits for them, out of training."""
-        return self.forward_random or (self.random and training and torch.is_grad_enabled())
+        """Say whether a call draws a key.
+
+        In training as dropout does, gradients or not: a checkpoint that runs forward without them and again with them
+        must leave the generator where it would have been, or all its layers would find it in one state. Out of
+        training a key that only gradients would need waits for them.
+        """
+        return self.forward_random or (self.random and training) or (self.kept_random and torch.is_grad_enabled())
 
 
 def product(

@@ -15,7 +15,6 @@ from lowbit.torch._options import Options, on_core
 
 _FLOAT32 = np.dtype(np.float32)
 _ONE = np.ones((), np.float32)
-_NONE = torch.empty(0)
 
 
 def _options(
@@ -47,7 +46,7 @@ def quantize(
         given: Any = np.array(scale, np.float32) if isinstance(scale, float) else scale
         words = None if key is None else key.words
         coded = _core.quantize(_bridge.array(x), format, given, None, None, axis, block_size, rounding, words, None)
-        shifts = _NONE if coded[2] is None else torch.from_numpy(coded[2])
+        shifts = torch.empty(0) if coded[2] is None else torch.from_numpy(coded[2])
         shifts = shifts if coded[3] is None else torch.tensor([coded[3]])
         return torch.from_numpy(coded[0]), torch.from_numpy(coded[1]), shifts
     options = _options(format, scale, axis, block_size, rounding, key)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import lowbit as lb
-from lowbit.torch import _bits, _operands
+from lowbit.torch import _bits, _keys, _operands
 from lowbit.torch._spec import Spec
 
 _BLOCK = 256
@@ -78,8 +78,7 @@ def _restored(flat: Tensor, shape: torch.Size, order: list[int]) -> Tensor:
 
 def _kept(n: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and scales of numbers, in memory order."""
-    key = torch.randint(-(2**63), 2**63 - 1, (2,))  # as dropout does: seeds and checkpoints hold
-    return cast(tuple[Tensor, Tensor], _compress(n.permute(_memory_order(n)).reshape(-1), key))
+    return cast(tuple[Tensor, Tensor], _compress(n.permute(_memory_order(n)).reshape(-1), _keys.draw()))
 
 
 class _ReLU(torch.autograd.Function):
@@ -192,6 +191,9 @@ class _Norm(nn.Module):
         """Compute as torch does."""
         run: Any = super().forward
         if not _tracked(input, self):
+            if self.training and not torch.is_grad_enabled():
+                # The first run of a checkpoint, perhaps: the generator moves on as it will in the second.
+                _keys.draw()
             return cast(Tensor, run(input))
         return cast(Tensor, self.function.apply(input, self.weight, self.bias, self, run))
 

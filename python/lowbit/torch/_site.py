@@ -65,7 +65,7 @@ class Site(nn.Module):
         if not isinstance(products, Products):
             raise TypeError(f"products: expected lowbit.torch.Products, got {type(products).__name__}")
         # In a list, so that it is not a parameter of this module too.
-        self._weight = [weight]
+        self._weight = [_leaf(weight)]
         self.products = products
         self.recording = False
         rules = {spec.scale for _, spec in products.specs()}
@@ -177,6 +177,10 @@ class Site(nn.Module):
         """Start PACT by its first batch, of all ranks: signed if that was negative anywhere."""
         if x.device.type == "meta" or _keys.watched():
             return Plan.of(_signed(self.products, True))
+        if self.clip_signed is not None and int(self.clip_signed) != _UNKNOWN:
+            # Somebody copied the state of a model that had started, as averages of weights do.
+            self._settle(int(self.clip_signed))
+            return self._plan
         low, high = torch.aminmax(x.detach()) if x.numel() else (torch.zeros(()), torch.zeros(()))
         top, signed = float(max(-low, high)), bool(low < 0)
         if self.training:
@@ -196,7 +200,7 @@ class Site(nn.Module):
         if torch.compiler.is_compiling():
             return
         if self._weight[0] is not w:
-            self._weight = [w]
+            self._weight = [_leaf(w)]
         if self._stepped and not self._clip_in_optimizer and self.clip is not None and self.clip.requires_grad:
             self._clip_in_optimizer = True
             warnings.warn(
@@ -232,6 +236,11 @@ class Site(nn.Module):
                 self.grad_max = (1 - eta) * peak + eta * self.grad_max if self.grad_max > 0 else peak.clone()
         self.record[0] = 0.0
         self.record[-1] = 0.0
+
+
+def _leaf(w: Tensor) -> Tensor:
+    """Give a weight without what it was computed by (a parametrization), if it was."""
+    return w if w.is_leaf else w.detach()
 
 
 def _autocast(device: str) -> torch.dtype | None:

@@ -219,6 +219,12 @@ class Products:
         return turned or any(spec.random for _, spec in self.specs())
 
     @cached_property
+    def keeps_random(self) -> bool:
+        """Whether what a call keeps for its gradients is random."""
+        turn = self.rotate_weight is not None and not self.rotate_weight.fixed
+        return self.input_again is not None and (turn or self.input_again.random)
+
+    @cached_property
     def watched(self) -> bool:
         """Whether the largest gradient is remembered: GradScale and running maxima."""
         return any(spec.scale in ("gradscale", "hindsight") for _, spec in self.specs())

@@ -95,7 +95,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         q = rows(query)
         k, v = (q, q) if same else (rows(key), rows(value))
         q, k, v = self._projected(q, k, v)
-        mask = _mask(attn_mask, key_padding_mask, q, self.num_heads, batched)
+        if k.shape[:2] != v.shape[:2] or k.shape[0] != q.shape[0]:
+            raise lb.Error(
+                f"key, value: {tuple(k.shape[:2])} and {tuple(v.shape[:2])} (batch, length) do not go with a query of "
+                f"batch {q.shape[0]}"
+            )
+        mask = _mask(attn_mask, key_padding_mask, q, k.shape[1], self.num_heads, batched)
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.transpose(0, 1).expand(k.shape[0], -1, -1).to(k.dtype)], 1)
             v = torch.cat([v, self.bias_v.transpose(0, 1).expand(v.shape[0], -1, -1).to(v.dtype)], 1)
@@ -119,20 +124,27 @@ class MultiheadAttention(nn.MultiheadAttention):
         return (y if self.batch_first else y.transpose(0, 1)), weights
 
 
-def _mask(attention: Tensor | None, padding: Tensor | None, q: Tensor, heads: int, batched: bool) -> Tensor | None:
+def _mask(
+    attention: Tensor | None, padding: Tensor | None, q: Tensor, keys: int, heads: int, batched: bool
+) -> Tensor | None:
     """Join both masks to what is added to the scores: (batch or 1, heads or 1, queries, keys)."""
+    batch, queries = q.shape[:2]
 
-    def added(mask: Tensor) -> Tensor:
+    def added(mask: Tensor, name: str, *shapes: tuple[int, ...]) -> Tensor:
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise TypeError(f"{name}: expected bool (True: left out) or a float dtype (added), got {mask.dtype}")
+        if tuple(mask.shape) not in shapes:
+            raise lb.Error(f"{name}: its shape is {tuple(mask.shape)}, not {' or '.join(map(str, shapes))}")
         if mask.dtype != torch.bool:
             return mask.to(q.dtype)
         return torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask, float("-inf"))
 
     total: Tensor | None = None
     if attention is not None:
-        total = added(attention)
+        total = added(attention, "attn_mask", (queries, keys), (batch * heads, queries, keys))
         total = total.unflatten(0, (-1, heads)) if total.dim() == 3 else total[None, None]
     if padding is not None:
-        rows = added(padding if batched else padding[None])[:, None, None]
+        rows = added(padding, "key_padding_mask", (batch, keys) if batched else (keys,)).reshape(batch, 1, 1, keys)
         total = rows if total is None else total + rows
     return total
 

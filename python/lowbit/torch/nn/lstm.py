@@ -74,8 +74,8 @@ class LSTM(nn.LSTM):
         if hx is not None and not batched:
             hx = hx[0].unsqueeze(1), hx[1].unsqueeze(1)
         steps, batch = x.shape[:2]
-        y, (h, c) = self._run(x.reshape(steps * batch, -1), [batch] * steps, hx)
-        y = y.reshape(steps, batch, -1)
+        y, (h, c) = self._run(x.flatten(0, 1), [batch] * steps, hx)
+        y = y.unflatten(0, (steps, batch))
         if not batched:
             return y.squeeze(1), (h.squeeze(1), c.squeeze(1))
         return (y.transpose(0, 1) if self.batch_first else y), (h, c)
