@@ -216,14 +216,7 @@ impl<T: Code> Steps<'_, T> {
     }
 
     #[inline(always)]
-    fn step<const DECAY: bool, const FULL: bool>(
-        &self,
-        row: usize,
-        z: &mut [T],
-        bank: &[i16],
-        mask: i16,
-        step: Step,
-    ) {
+    fn step<const DECAY: bool, const FULL: bool>(&self, row: usize, z: &mut [T], bank: &[i16], mask: i16, step: Step) {
         let (x, _) = self.row(row).as_chunks::<LANES>();
         let (whole, _) = self.g_whole.as_chunks::<LANES>();
         let (fraction, _) = self.g_fraction.as_chunks::<LANES>();

@@ -36,11 +36,7 @@ impl Loss {
         match name {
             "least_squares" => Ok(Loss::LeastSquares),
             "logistic" => Ok(Loss::Logistic),
-            _ => Err(Error::Unknown {
-                argument: "loss",
-                name: name.into(),
-                known: "least_squares, logistic".into(),
-            }),
+            _ => Err(Error::Unknown { argument: "loss", name: name.into(), known: "least_squares, logistic".into() }),
         }
     }
 

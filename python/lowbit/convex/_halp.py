@@ -42,8 +42,8 @@ def halp(
 ) -> Record:
     """Run HALP: from every centre W, SVRG on an offset Z of a few bits, whose grid shrinks with the gradient.
 
-    The grid's step is s = ||grad f(W)||_2 / (mu (2^(bits-1) - 1)), so that the box it spans reaches the minimum, which is
-    within ||grad f(W)|| / mu of W; then `inner` times Z <- Q(Z - lr (grad f_i(W + Z) - grad f_i(W) + grad f(W))) on
+    The grid's step is s = ||grad f(W)||_2 / (mu (2^(bits-1) - 1)), so that the box it spans reaches the minimum, which
+    is within ||grad f(W)|| / mu of W; then `inner` times Z <- Q(Z - lr (grad f_i(W + Z) - grad f_i(W) + grad f(W))) on
     {s k : -2^(bits-1) <= k < 2^(bits-1)}, and W + Z is the next centre.
 
     Parameters
@@ -56,9 +56,9 @@ def halp(
     bits : int, optional
         2 to 16: the bits of Z.
     rows : {"float", "rounded"}, optional
-        "float": gradients are float64, as in the published algorithm. "rounded": the rows of x are rounded once to 8 or
-        16 bits (each row with a scale of its own), and the inner loop multiplies and adds integers only. Full gradients
-        are of the exact rows either way, so both converge to the same minimum.
+        "float": gradients are float64, as in the published algorithm. "rounded": the rows of x are rounded once to 8
+        or 16 bits (each row with a scale of its own), and the inner loop multiplies and adds integers only. Full
+        gradients are of the exact rows either way, so both converge to the same minimum.
     rounding : {"stochastic", "nearest"}, optional
         Unbiased, or nearest with ties up (the authors' code calls it biased). Rounded rows have the former only.
 
@@ -138,11 +138,12 @@ class _Floats:
     """The inner loop as published: only Z is rounded."""
 
     def __init__(self, problem: Problem, lr: float, bits: int, words: _steps.Words, stochastic: bool) -> None:
-        half = float(1 << (bits - 1))
-        self._steps = _steps.Floats(problem, problem.x, lr, words, lambda scale: (scale, -half, half - 1, stochastic))
+        self._half, self._stochastic = float(1 << (bits - 1)), stochastic
+        self._steps = _steps.Floats(problem, problem.x, lr, words)
 
     def run(self, g: Vector, shift: Vector, anchor: Vector, scale: float, first: int, steps: int) -> Vector:
-        z: Vector = self._steps.run(np.zeros(len(g)), g, shift, anchor, scale, first, steps)
+        grid = (scale, -self._half, self._half - 1, self._stochastic)
+        z: Vector = self._steps.run(np.zeros(len(g)), g, shift, anchor, grid, first, steps)
         return z
 
 
@@ -185,7 +186,7 @@ class _Integers:
 
 
 def round_rows(x: Vector, bits: int) -> tuple[NDArray[Any], Vector]:
-    """Round rows to nearest in 8 bits (16 where `bits` are more than 8), each by its largest number; pad them with zeros."""
+    """Round rows to nearest in 8 bits (16 where `bits` are more than 8), each by its largest number; pad with zeros."""
     n, d = x.shape
     most, dtype = (127, np.int8) if bits <= 8 else (32767, np.int16)
     scales = np.abs(x).max(axis=1) / most

@@ -12,8 +12,6 @@ from lowbit.convex import _steps
 from lowbit.convex._record import Record, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from lowbit._formats import KeyLike
@@ -233,7 +231,7 @@ def _onto(w: Vector, grid: _steps.Grid | None) -> Vector:
     return on_grid
 
 
-def _floats(problem: Problem, lr: float, grid: _steps.Grid | None, key: KeyLike, dtype: DTypeLike) -> _steps.Floats:
+def _floats(problem: Problem, lr: float, key: KeyLike, dtype: DTypeLike) -> _steps.Floats:
     """Check what the methods share; x in the dtype of the steps."""
     try:
         kind = np.dtype(dtype)
@@ -242,7 +240,7 @@ def _floats(problem: Problem, lr: float, grid: _steps.Grid | None, key: KeyLike,
     if kind not in (np.dtype(np.float64), np.dtype(np.float32)):
         raise _core.Error(f"dtype: {kind} is not a type of steps; give numpy.float64 or numpy.float32")
     x = _steps.problem(problem).x.astype(kind, copy=False)
-    return _steps.Floats(problem, x, _steps.positive(lr, "lr"), _steps.Words.of(key), lambda scale: grid)
+    return _steps.Floats(problem, x, _steps.positive(lr, "lr"), _steps.Words.of(key))
 
 
 def _plain(
@@ -259,16 +257,16 @@ def _plain(
     """SGD: nothing is added to a row's gradient."""
     began = time.perf_counter()
     delta, fixed = _grid(grid)
-    floats = _floats(problem, lr, fixed, key, dtype)
+    floats = _floats(problem, lr, key, dtype)
     n, d = problem.shape
     none, nowhere = np.zeros(d), np.zeros(n)
 
-    def advance(w: Vector, gradient: Vector, scale: float, first: int) -> Vector:
-        z = floats.run(w.astype(floats.x.dtype), none, nowhere, nowhere, scale, first, n)
+    def advance(w: Vector, _gradient: Vector, _scale: float, first: int) -> Vector:
+        z = floats.run(w.astype(floats.x.dtype), none, nowhere, nowhere, fixed, first, n)
         return np.asarray(z, np.float64)
 
     epochs = _steps.count(epochs, "epochs")
-    run = Run(method, problem, epochs, n, progress, began, _always(delta), centred=False)
+    run = Run(method, problem, epochs, n, progress, began, delta, centred=False)
     return run.go(_onto(_steps.start_of(problem, start), fixed), advance)
 
 
@@ -287,18 +285,14 @@ def _centred(
     """SVRG: a row's gradient at the centre is replaced by the mean of all."""
     began = time.perf_counter()
     delta, fixed = _grid(grid)
-    floats = _floats(problem, lr, fixed, key, dtype)
+    floats = _floats(problem, lr, key, dtype)
     outers, inner = _steps.count(outers, "outers"), _steps.count(inner, "inner")
     nowhere = np.zeros(problem.shape[0])
 
-    def advance(w: Vector, gradient: Vector, scale: float, first: int) -> Vector:
+    def advance(w: Vector, gradient: Vector, _scale: float, first: int) -> Vector:
         anchor, g = problem.slopes(problem.x @ w), gradient - problem.l2 * w
-        z: Any = floats.run(w.astype(floats.x.dtype), g, nowhere, anchor, scale, first, inner)
+        z: Any = floats.run(w.astype(floats.x.dtype), g, nowhere, anchor, fixed, first, inner)
         return np.asarray(z, np.float64)
 
-    run = Run(method, problem, outers, inner, progress, began, _always(delta))
+    run = Run(method, problem, outers, inner, progress, began, delta)
     return run.go(_onto(_steps.start_of(problem, start), fixed), advance)
-
-
-def _always(delta: float) -> Callable[[float], float]:
-    return lambda norm: delta

@@ -143,7 +143,8 @@ class LeastSquares(Problem):
     curvature = 1.0
 
     def _losses(self, t: Vector) -> Vector:
-        return (t - self.y) ** 2 / 2
+        squares: Vector = (t - self.y) ** 2 / 2
+        return squares
 
     @functools.cached_property
     def strong_convexity(self) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Record:
     interrupted: bool = False
 
     def gaps(self, minimum: float) -> Vector:
-        """f - `minimum` at every point."""
+        """Give f - `minimum` at every point."""
         gaps: Vector = self.values - minimum
         return gaps
 
@@ -70,11 +71,8 @@ class Record:
         )
 
 
-class Round(Protocol):
-    """Go from a point to the next: ``(w, gradient, scale, first step) -> w``."""
-
-    def __call__(self, w: Vector, gradient: Vector, scale: float, first: int) -> Vector:
-        """Take the steps of one point."""
+#: From a point to the next: ``(w, gradient, scale, first step) -> w``.
+Round = Callable[["Vector", "Vector", float, int], "Vector"]
 
 
 @dataclass
@@ -87,8 +85,8 @@ class Run:
     steps: int
     progress: bool
     began: float
-    #: The scale of the steps from a point, given the gradient's norm there.
-    scale: Callable[[float], float] = field(default=lambda norm: 0.0)
+    #: What the steps from a point are rounded to, maybe by the gradient's norm there.
+    scale: float | Callable[[float], float] = 0.0
     #: Whether the method itself needs full gradients, so that they count as its time.
     centred: bool = True
 
@@ -105,7 +103,7 @@ class Run:
                     if self.centred and k < self.rounds:
                         spent += time.perf_counter() - start
                     norm = float(np.linalg.norm(gradient))
-                    value, scale = self.problem.value(w), self.scale(norm)
+                    value, scale = self.problem.value(w), self.scale(norm) if callable(self.scale) else self.scale
                     points.append((value, norm, scale, spent, k * self.steps))
                     last = w
                     tell(k, value)
@@ -121,9 +119,8 @@ class Run:
                 interrupted = True
                 if not points:
                     raise
-        values, norms, scales, seconds, steps = zip(*points, strict=True)
-        columns = [np.array(column, np.float64) for column in (values, norms, scales, seconds)]
-        return Record(self.method, last, *columns, np.array(steps, np.int64), interrupted)
+        values, norms, scales, seconds, steps = (np.array(column) for column in zip(*points, strict=True))
+        return Record(self.method, last, values, norms, scales, seconds, steps.astype(np.int64), interrupted)
 
     def _diverged(self, k: int) -> None:
         most = 1 / (4 * self.problem.smoothness)
@@ -135,10 +132,10 @@ class Run:
 def _bar(name: str, total: int, wanted: bool) -> Iterator[Callable[[int, float], None]]:
     """Say how far a run is: by tqdm where it is installed, else by a line on standard error."""
     if not wanted:
-        yield lambda k, value: None
+        yield lambda *_: None
         return
     try:
-        from tqdm import tqdm  # noqa: PLC0415 (an optional dependency)
+        tqdm = importlib.import_module("tqdm").tqdm
     except ImportError:
 
         def line(k: int, value: float) -> None:

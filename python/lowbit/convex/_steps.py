@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,14 +100,13 @@ class Floats:
     x: NDArray[Any]
     lr: float
     words: Words
-    grid: Callable[[float], Grid | None] = lambda scale: None
 
     def run(
-        self, z: NDArray[Any], g: Vector, shift: Vector, anchor: Vector, scale: float, first: int, steps: int
+        self, z: NDArray[Any], g: Vector, shift: Vector, anchor: Vector, grid: Grid | None, first: int, steps: int
     ) -> Any:
         """Take steps from `z`; the table of ``src/convex/mod.rs`` says what is what."""
         rows = (self.problem.loss, self.problem.y, shift, anchor)
-        g, rates, grid = g.astype(self.x.dtype), (self.lr, self.problem.l2), self.grid(scale)
+        g, rates = g.astype(self.x.dtype), (self.lr, self.problem.l2)
         for at, some in cut(first, steps, len(z)):
             z = _core.convex_float(self.x, z, g, rows, rates, grid, self.words.draws, self.words.rounding, at, some)
         return z

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lowbit import _core
-from lowbit.theory._checks import nonnegative, positive
+from lowbit.theory._checks import levels, nonnegative, positive
 from lowbit.theory._floors import fixed_point_floor, logarithmic_floor
 from lowbit.theory._grids import fixed_point_delta, logarithmic_delta
 
@@ -52,8 +52,16 @@ def bits_fixed_point(gap: float, *, radius: float, mu: float, L1: float, sigma1:
 
 
 def bits_logarithmic(
-    gap: float, *, radius: float, norm: float, mu: float, L: float, L1: float, sigma: float, sigma1: float
-) -> tuple[int, float]:  # noqa: N803
+    gap: float,
+    *,
+    radius: float,
+    norm: float,
+    mu: float,
+    L: float,  # noqa: N803
+    L1: float,  # noqa: N803
+    sigma: float,
+    sigma1: float,
+) -> tuple[int, float]:
     """Count the bits with which LP-SGD on the best logarithmic grid is proved to reach a gap, as lr -> 0.
 
     Parameters
@@ -66,11 +74,11 @@ def bits_logarithmic(
     Returns
     -------
     bits : int
-        The fewest bits, from 2 on, for which some zeta has a `logarithmic_floor` of at most `gap`; about log2(radius
-        sigma / gap) and log log(sigma1 / sigma) more: d hardly counts.
+        The fewest bits, from 2 on, for which some zeta has a `logarithmic_floor` of at most `gap`; about
+        log2(radius sigma / gap) and log log(sigma1 / sigma) more: d hardly counts.
     zeta : float
-        The best zeta of those tried (powers of 2^(1/8) times mu / (2 L), above which nothing is proved); the grid's delta
-        is then ``logarithmic_delta(bits, zeta, radius)``.
+        The best zeta of those tried (powers of 2^(1/8) times mu / (2 L), above which nothing is proved); the grid's
+        delta is then ``logarithmic_delta(bits, zeta, radius)``.
 
     Raises
     ------
@@ -91,7 +99,7 @@ def bits_logarithmic(
     for bits in range(2, _MOST + 1):
         found = []
         for zeta in (mu / (2 * smooth) * factor for factor in _ZETAS):
-            if (2 ** (bits - 1) - 1) * math.log1p(zeta) <= 700:
+            if levels(bits) * math.log1p(zeta) <= 700:
                 delta = logarithmic_delta(bits, zeta, radius)
                 floor = logarithmic_floor(
                     delta=delta, zeta=zeta, mu=mu, L=smooth, L1=lip, sigma=sigma, sigma1=sigma1, norm=norm

@@ -18,6 +18,11 @@ def nonnegative(**numbers: Any) -> tuple[float, ...]:
     return tuple(_checked(name, value, above=False) for name, value in numbers.items())
 
 
+def levels(bits: int) -> int:
+    """Check a grid's bits: how many points it has above zero."""
+    return (1 << (_arguments.within(bits, "bits", 2, 64) - 1)) - 1
+
+
 def _checked(name: str, value: Any, *, above: bool) -> float:
     number = _arguments.real(value, name)
     if not math.isfinite(number) or number < 0 or (above and number == 0):

@@ -62,8 +62,8 @@ def constants(problem: Problem) -> Constants:
 
     Notes
     -----
-    For a linear model with second derivatives of the loss at most c, |grad f_i(w) - grad f_i(v)| <= c |x_i . (w - v)| |x_i|
-    + l2 |w - v| in each coordinate, so L1 = max_i c ||x_i||_1 ||x_i||_2 + sqrt(d) l2.
+    For a linear model with second derivatives of the loss at most c, |grad f_i(w) - grad f_i(v)| is at most
+    c |x_i . (w - v)| |x_i| + l2 |w - v| in each coordinate, so L1 = max_i c ||x_i||_1 ||x_i||_2 + sqrt(d) l2.
 
     Examples
     --------

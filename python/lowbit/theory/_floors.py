@@ -30,8 +30,9 @@ def rounding_variance(
     Notes
     -----
     Li and De Sa's lemma, re-derived. Unbiased rounding of a number at fraction p of a gap h has variance h^2 p (1 - p)
-    <= h (h p). From w_j on the grid, the nearer end of u_j's gap is at most lr |g_j| away: h min(p, 1 - p) <= lr |g_j|. So a
-    coordinate's variance is at most lr h_j |g_j| with h_j <= delta + zeta (|w_j| + lr |g_j|); sum, and use Cauchy-Schwarz.
+    <= h (h min(p, 1 - p)). As w_j is on the grid, the nearer end of u_j's gap is at most lr |g_j| away. So a
+    coordinate's variance is at most lr h_j |g_j| with h_j <= delta + zeta (|w_j| + lr |g_j|); sum, and use
+    Cauchy-Schwarz.
     The usual bound, d delta^2 / 4, grows with d; this one vanishes with the learning rate.
 
     Examples
@@ -47,8 +48,17 @@ def rounding_variance(
 
 
 def fixed_point_gap(
-    *, lr: float, steps: int, distance: float, delta: float, mu: float, L: float, L1: float, sigma: float, sigma1: float
-) -> float:  # noqa: N803 (the papers' names)
+    *,
+    lr: float,
+    steps: int,
+    distance: float,
+    delta: float,
+    mu: float,
+    L: float,  # noqa: N803
+    L1: float,  # noqa: N803
+    sigma: float,
+    sigma1: float,
+) -> float:
     """Bound E f(mean of w_0, ..., w_(T-1)) - f* for LP-SGD on a fixed-point grid (T1).
 
     Parameters
@@ -103,8 +113,8 @@ def fixed_point_floor(*, delta: float, mu: float, L1: float, sigma1: float) -> f
 
     Notes
     -----
-    `fixed_point_gap`'s derivation, divided by 2 lr instead of lr. d is not in it. The analysis that knows only sigma and L
-    is this with sigma1 = sqrt(d) sigma and L1 = sqrt(d) L.
+    `fixed_point_gap`'s derivation, divided by 2 lr instead of lr. d is not in it. An analysis that knows only sigma and
+    L is this with sigma1 = sqrt(d) sigma and L1 = sqrt(d) L.
 
     Examples
     --------
@@ -118,8 +128,16 @@ def fixed_point_floor(*, delta: float, mu: float, L1: float, sigma1: float) -> f
 
 
 def logarithmic_floor(
-    *, delta: float, zeta: float, mu: float, L: float, L1: float, sigma: float, sigma1: float, norm: float
-) -> float:  # noqa: N803
+    *,
+    delta: float,
+    zeta: float,
+    mu: float,
+    L: float,  # noqa: N803
+    L1: float,  # noqa: N803
+    sigma: float,
+    sigma1: float,
+    norm: float,
+) -> float:
     """Bound where LP-SGD on a logarithmic (or float) grid ends as lr -> 0: T2's noise floor.
 
     Parameters
@@ -142,8 +160,9 @@ def logarithmic_floor(
 
     Notes
     -----
-    Re-derived as `fixed_point_gap`, with lr zeta E ||w|| ||g|| <= lr zeta (||w*|| + D)(sigma + L D) more, D = ||w - w*||. Its
-    D^2 takes zeta L <= mu / 2 of the strong convexity; with b what stands before D, b D - mu D^2 / 2 <= b^2 / (2 mu).
+    Re-derived as `fixed_point_gap`, with lr zeta E ||w|| ||g|| <= lr zeta (||w*|| + D)(sigma + L D) more for
+    D = ||w - w*||. Its D^2 takes zeta L <= mu / 2 of the strong convexity; with b what stands before D,
+    b D - mu D^2 / 2 <= b^2 / (2 mu).
 
     Examples
     --------
@@ -187,8 +206,8 @@ def linear_regression_gap(
 
     Notes
     -----
-    Re-derived. With v = w - w*, the gap is E (x . v)^2 / 2 and a step's gradient x (x . v - e). Where E ||v||^2 stays the same,
-    0 <= -2 lr (2 g) + lr^2 x_l2^2 (2 g + E e^2) + lr delta x_l1 E |x . v - e|, and E |x . v| <= sqrt(2 g).
+    Re-derived. With v = w - w*, the gap is E (x . v)^2 / 2 and a step's gradient x (x . v - e). Where E ||v||^2 stays
+    the same, 0 <= -2 lr (2 g) + lr^2 x_l2^2 (2 g + E e^2) + lr delta x_l1 E |x . v - e|, and E |x . v| <= sqrt(2 g).
 
     Examples
     --------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from lowbit import _arguments, _core
-from lowbit.theory._checks import positive
+from lowbit import _core
+from lowbit.theory._checks import levels, positive
 
 
 def fixed_point_delta(bits: int, radius: float) -> float:
@@ -18,11 +18,11 @@ def fixed_point_delta(bits: int, radius: float) -> float:
     1.0
     """
     (radius,) = positive(radius=radius)
-    return radius / (2 ** (_arguments.within(bits, "bits", 2, 64) - 1) - 1)
+    return radius / levels(bits)
 
 
 def logarithmic_levels(zeta: float, delta: float, radius: float) -> float:
-    """Count the positive levels that a logarithmic grid takes to reach `radius`: log(1 + zeta R / delta) / log(1 + zeta).
+    """Count the positive levels of a logarithmic grid up to `radius`: log(1 + zeta R / delta) / log(1 + zeta).
 
     The grid is 0 and +-q_i with q_(i+1) = (1 + zeta) q_i + delta, so q_i = delta / zeta ((1 + zeta)^i - 1), and the gap
     above q_i is delta + zeta q_i. Its bits are log2(2 levels + 1).
@@ -54,7 +54,7 @@ def logarithmic_delta(bits: int, zeta: float, radius: float) -> float:
     0.0026
     """
     zeta, radius = positive(zeta=zeta, radius=radius)
-    exponent = (2 ** (_arguments.within(bits, "bits", 2, 64) - 1) - 1) * math.log1p(zeta)
+    exponent = levels(bits) * math.log1p(zeta)
     if exponent > 700:
         raise _core.Error(
             f"zeta: {zeta} with {bits} bits has a first step below float64's numbers; give less of either"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 from lowbit import _arguments, _core
-from lowbit.theory._checks import nonnegative, positive
+from lowbit.theory._checks import levels, nonnegative, positive
 
 
 def halp_scale(gradient_norm: float, mu: float, bits: int) -> float:
     """Give the step of HALP's grid around a centre: ||grad f(W)||_2 / (mu (2^(bits-1) - 1)), bits 2 to 64.
 
-    As ||W - w*|| <= ||grad f(W)|| / mu, the box of 2^bits points a side reaches the minimum. The norm may be infinite or NaN:
-    so is the step.
+    As ||W - w*|| <= ||grad f(W)|| / mu, the box of 2^bits points a side reaches the minimum. The norm may be infinite
+    or NaN: so is the step.
 
     Examples
     --------
@@ -21,10 +21,10 @@ def halp_scale(gradient_norm: float, mu: float, bits: int) -> float:
     1.0
     """
     (mu,) = positive(mu=mu)
-    return float(gradient_norm) / (mu * (2 ** (_arguments.within(bits, "bits", 2, 64) - 1) - 1))
+    return float(gradient_norm) / (mu * levels(bits))
 
 
-def halp_lr(L: float, gamma: float = 0.5) -> float:  # noqa: N803 (the papers' name)
+def halp_lr(L: float, gamma: float = 0.5) -> float:  # noqa: N803
     """Give the learning rate of the theorem: gamma / (4 L (1 + gamma)).
 
     Examples
@@ -64,11 +64,14 @@ def halp_inner(kappa: float, d: int, bits: int, gamma: float = 0.5) -> int:
 
     Notes
     -----
-    Re-derived for the mean of the inner points (the paper's theorem has the same form). With K = 2^(bits-1) - 1, rounding adds at
-    most d s^2 / 4 a step, and s^2 = ||grad f(W)||^2 / (mu K)^2 <= 2 L (f(W) - f*) / (mu K)^2. SVRG's inequality then reads
-    E D' <= D - 2 a (f - f*) + 4 a^2 L ((f - f*) + (f(W) - f*)) + d s^2 / 4. Sum over T steps from D_0 <= 2 (f(W) - f*) / mu:
-    the mean gap is at most (2 / (mu T) + 4 a^2 L + d kappa^2 / (2 L K^2)) / (2 a - 4 a^2 L) of the centre's. Ask that it be
-    gamma with a = `halp_lr`. Clipping to the box only helps: w* is inside.
+    Re-derived for the mean of the inner points (the paper's theorem has the same form). With K = 2^(bits-1) - 1 and
+    D = ||w - w*||^2, rounding adds at most d s^2 / 4 a step, and
+    s^2 = ||grad f(W)||^2 / (mu K)^2 <= 2 L (f(W) - f*) / (mu K)^2. SVRG's inequality then reads
+    E D' <= D - 2 a (f - f*) + 4 a^2 L ((f - f*) + (f(W) - f*)) + d s^2 / 4.
+    Sum over T steps from D_0 <= 2 (f(W) - f*) / mu: the mean gap is at most
+    (2 / (mu T) + 4 a^2 L + d kappa^2 / (2 L K^2)) / (2 a - 4 a^2 L) of the centre's. Ask that it be gamma with
+    a = `halp_lr`. Clipping to the box only helps: w* is inside. (`lowbit.convex.halp` goes on from the last inner
+    point, as the published code does.)
 
     Examples
     --------
@@ -77,8 +80,8 @@ def halp_inner(kappa: float, d: int, bits: int, gamma: float = 0.5) -> int:
     481
     """
     kappa, d, gamma = _kappa(kappa), _arguments.within(d, "d", 1, 1 << 62), _gamma(gamma)
-    levels = 2 ** (_arguments.within(bits, "bits", 2, 64) - 1) - 1
-    room = gamma**2 - 2 * kappa**2 * d * (1 + gamma) / levels**2
+    top = levels(bits)
+    room = gamma**2 - 2 * kappa**2 * d * (1 + gamma) / top**2
     if room <= 0:
         least = bits_halp(kappa, d, gamma, inner=None)
         raise _core.Error(
@@ -129,8 +132,8 @@ def halp_contraction(*, lr: float, inner: int, kappa: float, L: float, d: int, b
         raise _core.Error(f"lr: {lr} is out of range; give less than 1 / (2 L) = {1 / (2 * smooth):.6g}")
     rounding = 0.0
     if bits is not None:
-        levels = 2 ** (_arguments.within(bits, "bits", 2, 64) - 1) - 1
-        rounding = d * kappa**2 / (2 * smooth * levels**2)
+        top = levels(bits)
+        rounding = d * kappa**2 / (2 * smooth * top**2)
     return (2 * kappa / (smooth * steps) + 4 * lr**2 * smooth + rounding) / gain
 
 
@@ -151,7 +154,8 @@ def bits_halp(kappa: float, d: int, gamma: float = 0.5, *, inner: int | None = N
     Returns
     -------
     int
-        The fewest bits with which `halp_inner` is at most `inner`: for None, 2^(bits-1) - 1 > kappa sqrt(2 d (1 + gamma)) / gamma.
+        The fewest bits with which `halp_inner` is at most `inner`; for None those with
+        2^(bits-1) - 1 > kappa sqrt(2 d (1 + gamma)) / gamma.
 
     Raises
     ------
@@ -174,9 +178,9 @@ def bits_halp(kappa: float, d: int, gamma: float = 0.5, *, inner: int | None = N
         if room <= 0:
             most = math.floor(8 * kappa * (1 + gamma) / gamma**2) + 1
             raise _core.Error(f"inner: {steps} steps are too few whatever the bits; give at least {most}")
-    levels = kappa * math.sqrt(2 * d * (1 + gamma) / room)
+    least = kappa * math.sqrt(2 * d * (1 + gamma) / room)
     for bits in range(2, 1024):
-        if 2 ** (bits - 1) - 1 > levels:
+        if (1 << (bits - 1)) - 1 > least:
             return bits
     raise _core.Error(f"kappa: {kappa} is more than float64 can reckon with")
 
