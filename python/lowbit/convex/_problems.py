@@ -43,8 +43,8 @@ class Problem(ABC):
     curvature: ClassVar[float]
 
     def __init__(self, x: ArrayLike, y: ArrayLike, *, l2: float = 0.0) -> None:
-        self.x = _finite(x, "x", 2)
-        self.y = _finite(y, "y", 1)
+        self.x = finite(_floats(x, "x", 2), "x")
+        self.y = finite(_floats(y, "y", 1), "y")
         n, d = self.x.shape
         if not n or not d:
             raise _core.Error(f"x: shape {self.x.shape} has no numbers; give at least one row and one column")
@@ -103,8 +103,8 @@ class Problem(ABC):
         """Find where f is least, to about float64's precision, and how little."""
 
     def point(self, w: ArrayLike, argument: str) -> Vector:
-        """Check a point of the problem's space: a float64 array of shape (d,)."""
-        at = _finite(w, argument, 1)
+        """Check a point of the problem's space: a float64 array of shape (d,), finite or not."""
+        at = _floats(w, argument, 1)
         if len(at) != self.x.shape[1]:
             raise _core.Error(f"{argument}: has {len(at)} numbers, but x has {self.x.shape[1]} columns")
         return at
@@ -248,13 +248,17 @@ class Logistic(Problem):
         raise _core.Error("l2: without it these labels have no minimum (a plane separates them); give l2 above 0")
 
 
-def _finite(x: ArrayLike, argument: str, ndim: int) -> NDArray[Any]:
+def _floats(x: ArrayLike, argument: str, ndim: int) -> NDArray[Any]:
     """Real numbers as C-contiguous, aligned float64 of so many dimensions."""
     given = _arguments.numbers(x, argument)
     if given.ndim != ndim:
         shape = "(n, d)" if ndim == 2 else "of one dimension"
         raise _core.Error(f"{argument}: has shape {given.shape}; give one {shape}")
-    values = np.require(given, np.float64, ["C", "A"])
+    return np.require(given, np.float64, ["C", "A"])
+
+
+def finite(values: NDArray[Any], argument: str) -> NDArray[Any]:
+    """Check that all are finite."""
     if not np.isfinite(values).all():
         index = np.argwhere(~np.isfinite(values))[0].tolist()
         raise _core.Error(f"{argument}: element {index} is {values[tuple(index)]}; give finite numbers")

@@ -95,7 +95,8 @@ class Run:
         points: list[tuple[float, float, float, float, int]] = []
         interrupted, last = False, w
         spent = time.perf_counter() - self.began
-        with _bar(self.method, self.rounds, self.progress) as tell:
+        # A run that diverges is told of once, not for every operation on its infinities.
+        with _bar(self.method, self.rounds, self.progress) as tell, np.errstate(over="ignore", invalid="ignore"):
             try:
                 for k in range(self.rounds + 1):
                     start = time.perf_counter()

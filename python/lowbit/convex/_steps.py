@@ -10,7 +10,7 @@ import numpy as np
 
 from lowbit import _arguments, _core
 from lowbit._keys import Key
-from lowbit.convex._problems import Problem
+from lowbit.convex._problems import Problem, finite
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -52,7 +52,7 @@ def is_stochastic(rounding: str) -> bool:
 
 def start_of(of: Problem, start: ArrayLike | None) -> Vector:
     """Give the first point: zeros unless told."""
-    return np.zeros(of.shape[1]) if start is None else of.point(start, "start").copy()
+    return np.zeros(of.shape[1]) if start is None else finite(of.point(start, "start"), "start").copy()
 
 
 @dataclass(frozen=True)
