@@ -103,7 +103,7 @@ def centred(problem, *, lr, outers, inner, key, dtype=np.float64, grid=None) -> 
 
 
 def halp(problem, *, lr, outers, inner, mu, bits, key, rows="float", rounding="stochastic") -> np.ndarray:
-    n, d = problem.shape
+    d = problem.shape[1]
     points = [np.zeros(d)]
     for k in range(outers):
         w = points[-1]
@@ -126,7 +126,7 @@ def halp(problem, *, lr, outers, inner, mu, bits, key, rows="float", rounding="s
 
 def integer_steps(problem, gradient, shift, anchor, *, lr, scale, bits, key, first, steps) -> np.ndarray:
     """The formula of ``src/convex/integer.rs``, in int64."""
-    n, d = problem.shape
+    d = problem.shape[1]
     most, low, high = (127 if bits <= 8 else 32767), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     row_scales = np.abs(problem.x).max(axis=1) / most
     row_scales[row_scales == 0] = 1.0
@@ -141,7 +141,7 @@ def integer_steps(problem, gradient, shift, anchor, *, lr, scale, bits, key, fir
         return int(min(max(math.floor(value + word / 2.0**32), -32767), 32767))
 
     for step in range(first, first + steps):
-        i = row_of(key, step, n)
+        i = row_of(key, step, len(x))
         _, for_c, for_m, mask = (int(word) for word in words(key, "draw", 4, 4 * step))
         product = float(int(x[i] @ z))
         c = slope(problem, shift[i] + product * (scale * row_scales[i]), problem.y[i]) - anchor[i]

@@ -6,15 +6,14 @@ import itertools
 import sys
 import warnings
 
-import convex_twin as twin
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import convex_twin as twin
 import lowbit as lb
 from lowbit import _core, convex
-from support import LEVELS
 
 LOSSES = [(convex.LeastSquares, 0.0), (convex.LeastSquares, 0.05), (convex.Logistic, 0.0), (convex.Logistic, 0.05)]
 
@@ -39,14 +38,6 @@ def _no_theory():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", convex.TheoryWarning)
         yield
-
-
-@pytest.fixture(params=[level for level in LEVELS if level in _core.cpu_levels()])
-def level(request):
-    before = _core.cpu_level()
-    _core.set_cpu_level(request.param)
-    yield request.param
-    _core.set_cpu_level(before)
 
 
 @pytest.mark.parametrize(("kind", "l2"), LOSSES)
@@ -288,7 +279,7 @@ def test_bad_arguments_of_halp_are_named(change, error, message):
 
 def test_bad_arguments_of_the_others_are_named():
     problem = make(convex.LeastSquares, 20, 3)
-    with pytest.raises(lb.Error, match="delta: 0.0"):
+    with pytest.raises(lb.Error, match=r"delta: 0.0"):
         convex.lp_sgd(problem, lr=0.1, epochs=1, delta=0)
     with pytest.raises(lb.Error, match="bits: 33 is out of range; give 2 to 32"):
         convex.lp_svrg(problem, lr=0.1, outers=1, inner=1, delta=0.1, bits=33)

