@@ -39,6 +39,15 @@ OPERATIONS = {
 }
 
 
+def test_a_short_run_of_convex_steps_prints_every_contender():
+    options = "--rows 20 --columns 33 --steps 40 --repeats 1 --no-record"
+    command = [sys.executable, BENCH.with_name("convex.py"), *options.split()]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    shown = [line.split("  ")[0].strip() for line in run.stdout.splitlines() if line][1:]
+    assert shown == ["HALP int8", "HALP int16", "SVRG float32", "HALP float64, 8 bits", "SVRG float32, NumPy"]
+
+
 def test_a_short_run_prints_every_operation():
     options = "--sizes 1024 --threads 1 --repeats 1 --no-record --peers numpy ml_dtypes"
     command = [sys.executable, BENCH, *options.split()]

@@ -31,7 +31,7 @@ class Problem(ABC):
     Attributes
     ----------
     x : numpy.ndarray
-        Shape (n, d), float64, C order.
+        Shape (n, d), float64, C order; dense.
     y : numpy.ndarray
         Shape (n,), float64.
     l2 : float
@@ -116,7 +116,7 @@ class LeastSquares(Problem):
     Parameters
     ----------
     x : array_like
-        Shape (n, d), real numbers; kept as float64.
+        Shape (n, d), real numbers; kept as float64, without a copy where it is that already: leave it as it is then.
     y : array_like
         Shape (n,), real numbers.
     l2 : float, optional
@@ -166,6 +166,7 @@ class LeastSquares(Problem):
             x = np.vstack([x, np.sqrt(n * self.l2) * np.eye(d)])
             y = np.concatenate([y, np.zeros(d)])
         w = np.linalg.lstsq(x, y, rcond=None)[0]
+        w.setflags(write=False)
         return Minimum(w, self.value(w))
 
 
@@ -175,7 +176,7 @@ class Logistic(Problem):
     Parameters
     ----------
     x : array_like
-        Shape (n, d), real numbers; kept as float64.
+        Shape (n, d), real numbers; kept as float64, without a copy where it is that already: leave it as it is then.
     y : array_like
         Shape (n,): labels -1 and 1, or 0 and 1 (bools too), of which 0 is kept as -1.
     l2 : float, optional
@@ -243,6 +244,7 @@ class Logistic(Problem):
             while size > 2.0**-40 and not (lower := self.value(w - size * step)) < value:
                 size /= 2
             if not lower < value:
+                w.setflags(write=False)
                 return Minimum(w, value)
             w, value = w - size * step, lower
         raise _core.Error("l2: without it these labels have no minimum (a plane separates them); give l2 above 0")
