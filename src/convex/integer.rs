@@ -35,6 +35,7 @@ pub trait Code: Copy + Default + Send + Sync + 'static {
     /// The bits of its widest offset.
     const BITS: u32;
     /// One coordinate's step; `FULL`: the bounds are those of the type.
+    #[must_use]
     fn step<const DECAY: bool, const FULL: bool>(self, x: Self, g: (i16, i16), r: i16, step: Step) -> Self;
     /// `x . z`, exactly.
     fn dot(level: Level, x: &[Self], z: &[Self]) -> i64;
@@ -232,8 +233,8 @@ impl<T: Code> Steps<'_, T> {
     }
 }
 
-/// The integer below `value + word / 2^32`, cut to 16 bits. (NaN, of a run that has lost itself, is the lowest.)
+/// The integer below `value + word / 2^32`, cut to 16 bits. (One scalar a step: the cast may saturate, and of NaN it makes 0.)
 #[inline(always)]
 fn stochastic(value: f64, word: u32) -> i16 {
-    (value + f64::from(word) * (1.0 / 4_294_967_296.0)).floor().max(-32_767.0).min(32_767.0) as i16
+    (value + f64::from(word) * (1.0 / 4_294_967_296.0)).floor().clamp(-32_767.0, 32_767.0) as i16
 }
