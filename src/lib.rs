@@ -4,6 +4,7 @@
 //! ([`formats`]), a *scale* rule ([`scale`]), a *rounding* ([`quantize`]), a *key* ([`stream`]) and a *pack* ([`pack`]).
 
 pub mod clip;
+pub mod convex;
 pub mod cpu;
 pub mod error;
 pub mod formats;

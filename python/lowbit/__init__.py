@@ -1,6 +1,6 @@
 """Numbers below a byte: compute with 4 bits, send a real number in one."""
 
-from lowbit import interop, onebit, plot
+from lowbit import convex, interop, onebit, plot, theory
 from lowbit._codec import Codec
 from lowbit._codecs import Dither, Float32, OneBit, Qsgd, Sign, TernGrad
 from lowbit._compare import Comparison, compare
@@ -66,6 +66,7 @@ __all__ = [
     "cfloat8",
     "cfloat16",
     "compare",
+    "convex",
     "decode",
     "decode_mean",
     "dequantize",
@@ -92,5 +93,6 @@ __all__ = [
     "save",
     "set_num_threads",
     "table_format",
+    "theory",
     "unpack",
 ]

@@ -275,3 +275,29 @@ def summable_decode(
     words: tuple[int, int] | None,
     senders: Sequence[int],
 ) -> NDArray[np.float32]: ...
+def convex_derivatives(loss: str, t: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]: ...
+def convex_float(
+    x: NDArray[Any],
+    z: NDArray[Any],
+    g: NDArray[Any],
+    rows: tuple[str, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    rates: tuple[float, float],
+    grid: tuple[float, float, float, bool] | None,
+    draws: tuple[int, int],
+    rounding: tuple[int, int],
+    first: int,
+    steps: int,
+) -> NDArray[Any]: ...
+def convex_integer(
+    x: NDArray[Any],
+    z: NDArray[Any],
+    g: tuple[NDArray[np.int16], NDArray[np.int16]],
+    rows: tuple[str, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    rates: tuple[float, float],
+    row_scales: NDArray[np.float64],
+    grid: tuple[float, int],
+    draws: tuple[int, int],
+    rounding: tuple[int, int],
+    first: int,
+    steps: int,
+) -> NDArray[Any]: ...

@@ -2,6 +2,7 @@
 
 mod array;
 mod container;
+mod convex;
 mod error;
 mod format;
 mod hadamard;
@@ -22,6 +23,8 @@ use crate::{parallel, stream};
 mod _core {
     #[pymodule_export]
     use super::container::{quantized_check, quantized_from_bytes, quantized_to_bytes, read_only};
+    #[pymodule_export]
+    use super::convex::{convex_derivatives, convex_float, convex_integer};
     #[pymodule_export]
     use super::format::{
         Format, block_float, block_format, cfloat8, cfloat16_shp, cfloat16_uhp, fixed_point, float_format, formats,
