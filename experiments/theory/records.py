@@ -50,13 +50,14 @@ class Records:
 
 def _plain(value: Any) -> Any:
     """Make data JSON: five digits, and None for what is not finite."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, str | int | bool | None):
-        return value
-    if isinstance(value, Sequence) or hasattr(value, "tolist"):
-        return [_plain(part) for part in (value.tolist() if hasattr(value, "tolist") else value)]
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value
 
 
 def run_all(part: str, cells: Sequence[Cell], records: Records) -> None:

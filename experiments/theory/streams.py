@@ -151,8 +151,8 @@ def slope() -> Iterator[Cell]:
 
 def exponents() -> Iterator[Cell]:
     """E4: the bits of a float shared out between exponent and mantissa; the largest number is just below 4."""
-    for bits in plan.E4_BITS:
-        for e in range(1, bits - 1):
+    for bits, shares in plan.E4_BITS.items():
+        for e in shares:
 
             def run(less: int, bits: int = bits, e: int = e) -> dict[str, Any]:
                 grid = Grid(lb.float_format(e, bits - 1 - e, bias=2**e - 2))
