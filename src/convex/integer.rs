@@ -18,6 +18,7 @@
 use super::{Rows, check_steps};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
+use crate::simd;
 use crate::stream::Stream;
 
 /// Rows and offsets are padded with zeros to a multiple of this many numbers.
@@ -36,7 +37,7 @@ pub trait Code: Copy + Default + Send + Sync + 'static {
     /// One coordinate's step; `FULL`: the bounds are those of the type.
     fn step<const DECAY: bool, const FULL: bool>(self, x: Self, g: (i16, i16), r: i16, step: Step) -> Self;
     /// `x . z`, exactly.
-    fn dot(x: &[Self], z: &[Self]) -> i64;
+    fn dot(level: Level, x: &[Self], z: &[Self]) -> i64;
 }
 
 /// What all coordinates of a step share.
@@ -74,10 +75,12 @@ impl Code for i8 {
     }
 
     #[inline(always)]
-    fn dot(x: &[i8], z: &[i8]) -> i64 {
-        // 2^15 products of at most 2^14 fit 32 bits.
-        let parts = x.chunks(1 << 15).zip(z.chunks(1 << 15));
-        parts.map(|(x, z)| i64::from(x.iter().zip(z).map(|(&x, &z)| i32::from(x) * i32::from(z)).sum::<i32>())).sum()
+    fn dot(level: Level, x: &[i8], z: &[i8]) -> i64 {
+        let mut sum = 0;
+        for (x, z) in x.chunks(1 << 15).zip(z.chunks(1 << 15)) {
+            sum += i64::from(simd::dot(level, x, z));
+        }
+        sum
     }
 }
 
@@ -95,8 +98,19 @@ impl Code for i16 {
     }
 
     #[inline(always)]
-    fn dot(x: &[i16], z: &[i16]) -> i64 {
-        x.iter().zip(z).map(|(&x, &z)| i64::from(i32::from(x) * i32::from(z))).sum()
+    fn dot(_: Level, x: &[i16], z: &[i16]) -> i64 {
+        let mut sum = 0;
+        for (x, z) in x.chunks(1 << 15).zip(z.chunks(1 << 15)) {
+            // Sums of the halves of 2^15 products each fit 32 bits.
+            let (mut low, mut high) = (0_u32, 0_i32);
+            for (x, z) in x.iter().zip(z) {
+                let product = i32::from(*x) * i32::from(*z);
+                low += product as u32 & 0xffff;
+                high += product >> 16;
+            }
+            sum += (i64::from(high) << 16) + i64::from(low);
+        }
+        sum
     }
 }
 
@@ -156,20 +170,28 @@ impl<T: Code> Steps<'_, T> {
     }
 
     fn at_level<const DECAY: bool, const FULL: bool>(&self, z: &mut [T], first: u64, steps: u64, bank: &mut [u32]) {
-        Level::current().run(
+        let level = Level::current();
+        level.run(
             #[inline(always)]
-            || self.steps::<DECAY, FULL>(z, first, steps, bank),
+            || self.steps::<DECAY, FULL>(level, z, first, steps, bank),
         );
     }
 
     #[inline(always)]
-    fn steps<const DECAY: bool, const FULL: bool>(&self, z: &mut [T], first: u64, steps: u64, bank: &mut [u32]) {
+    fn steps<const DECAY: bool, const FULL: bool>(
+        &self,
+        level: Level,
+        z: &mut [T],
+        first: u64,
+        steps: u64,
+        bank: &mut [u32],
+    ) {
         let half = z.len() as u64 / 2;
         let high = ((1_i32 << (self.bits - 1)) - 1) as i16;
         let decay = -self.lr * self.l2 * ONE;
         let mut drawn = u64::MAX;
         let mut i = self.rows.draw(self.draws, first);
-        let mut product = T::dot(self.row(i), z);
+        let mut product = T::dot(level, self.row(i), z);
         for step in first..first + steps {
             if drawn != step / BANK {
                 drawn = step / BANK;
@@ -181,8 +203,9 @@ impl<T: Code> Steps<'_, T> {
             let m = if DECAY { stochastic(decay, self.draws.word(4 * step + 2)) } else { 0 };
             let mask = self.draws.word(4 * step + 3) as i16;
             let next = self.rows.draw(self.draws, step + 1);
+            simd::prefetch(self.row(next).as_ptr().cast(), size_of_val(self.row(next)) / size_of::<f32>());
             self.step::<DECAY, FULL>(i, z, bytemuck::cast_slice(bank), mask, Step { c, m, high });
-            product = T::dot(self.row(next), z);
+            product = T::dot(level, self.row(next), z);
             i = next;
         }
     }

@@ -48,6 +48,18 @@ pub(crate) fn split_nibbles(level: Level, packed: &[u8], codes: &mut [u8]) {
     portable::split_nibbles(packed, codes);
 }
 
+/// The scalar product of two vectors of at most 2^15 bytes each, exactly.
+#[inline(always)]
+pub(crate) fn dot(level: Level, x: &[i8], z: &[i8]) -> i32 {
+    #[cfg(target_arch = "x86_64")]
+    if level.has_avx2() {
+        // SAFETY: the level says that AVX2 is there.
+        return unsafe { x86_64::dot(x, z) };
+    }
+    let _ = level;
+    portable::dot(x, z)
+}
+
 /// How eight codes of up to 16 bits lie in the first sixteen bytes of theirs.
 pub(crate) struct Eights {
     /// Codes' bits.
@@ -140,6 +152,20 @@ mod tests {
                         let want = if i < done { code(i) } else { u32::MAX };
                         assert_eq!(*found, want, "{level:?}, {bits} bits, {length} bytes, code {i}");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_exact_at_any_length() {
+        for length in [0, 1, 31, 32, 33, 1000, 1 << 15] {
+            for extreme in [false, true] {
+                let byte = |i: usize| if extreme { i8::MIN } else { (i as u32).wrapping_mul(0x9e37_79b9) as i8 };
+                let (x, z): (Vec<i8>, Vec<i8>) = (0..length).map(|i| (byte(i), byte(i + 7777))).unzip();
+                let want: i64 = x.iter().zip(&z).map(|(x, z)| i64::from(*x) * i64::from(*z)).sum();
+                for level in Level::supported() {
+                    assert_eq!(i64::from(dot(level, &x, &z)), want, "{level:?}, {length} numbers");
                 }
             }
         }

@@ -29,3 +29,12 @@ pub(super) fn split_nibbles(packed: &[u8], codes: &mut [u8]) {
         *last = byte & 15;
     }
 }
+
+#[inline(always)]
+pub(super) fn dot(x: &[i8], z: &[i8]) -> i32 {
+    let mut sum = 0;
+    for (x, z) in x.iter().zip(z) {
+        sum += i32::from(*x) * i32::from(*z);
+    }
+    sum
+}
