@@ -44,12 +44,12 @@ def _least_squares(power: int | None, less: int) -> dict[str, Any]:
     }
 
 
-def _logistic(power: int, less: int) -> dict[str, Any]:
+def _logistic(power: int, steps: int) -> dict[str, Any]:
     """Logistic regression on breast_cancer: f - f* of iterates, and of averages over all that was seen."""
     problem = centering.problem("breast_cancer")
     best, n = problem.minimum(), problem.shape[0]
     rng, key = np.random.default_rng(1), lb.Key(power).fold("E6")
-    steps, lr = plan.E6_LOGISTIC_STEPS // less, np.float32(0.25 / problem.smoothness)
+    lr = np.float32(0.25 / problem.smoothness)
     x, sign = problem.x.astype(np.float32), (2 * (problem.y > 0) - 1).astype(np.float32)
     grid = streams.Grid(lb.fixed_point(power + 6, power))  # from -32 to 32
     w = grid.round(np.broadcast_to(best.w, (RUNS, x.shape[1])).astype(np.float32), key.fold("start"))
@@ -67,16 +67,23 @@ def _logistic(power: int, less: int) -> dict[str, Any]:
                 looks += 1
     averages = total / (steps - steps // 8)
     gap = float(np.mean([problem.value(row) for row in averages])) - best.value
-    return {"delta": 2.0**-power, "iterate": gaps / max(looks, 1), "average": gap}
+    together = problem.value(averages.mean(0)) - best.value
+    return {"delta": 2.0**-power, "iterate": gaps / max(looks, 1), "average": gap, "together": together}
 
 
 def cells() -> Iterator[Cell]:
-    """Grids of three steps and none, and five on a problem that is not quadratic."""
+    """Grids of three steps and none, then a problem that is not quadratic."""
     for power in (*plan.E6_POWERS, None):
         name = "no rounding" if power is None else f"delta 2^-{power}"
         yield Cell(f"least squares, {name}", lambda less, power=power: _least_squares(power, less))
     for power in plan.E6_LOGISTIC:
-        yield Cell(f"logistic, delta 2^-{power}", lambda less, power=power: _logistic(power, less))
+        steps = plan.E6_LOGISTIC_STEPS
+        yield Cell(
+            f"logistic, delta 2^-{power}", lambda less, power=power, steps=steps: _logistic(power, steps // less)
+        )
+    for power in plan.E6_LONGER:
+        steps = plan.E6_LONGER_STEPS
+        yield Cell(f"longer, delta 2^-{power}", lambda less, power=power, steps=steps: _logistic(power, steps // less))
 
 
 PARTS = {"averages": cells}

@@ -92,6 +92,10 @@ def _runs(name: str) -> Iterator[tuple[str, Callable[[int, int], Any]]]:
                     p, **loops(less), mu=factor * mu, bits=bits, rows="float", key=key
                 ),
             )
+        yield (
+            f"HALP {bits}, 3 mu, integers",
+            lambda key, less, bits=bits: convex.halp(p, **loops(less), mu=3 * mu, bits=bits, rows="rounded", key=key),
+        )
 
 
 def theorem() -> dict[str, Any]:

@@ -37,9 +37,9 @@ WEIGHTS = math.sqrt(plan.NONZERO) * 0.3 * math.sqrt(2 / math.pi)
 
 def new(columns: int, width: float = 5.2, height: float = 3.9) -> tuple[Figure, list[Axes]]:
     """Make a figure with axes side by side."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width * columns, height), layout="constrained", facecolor="white")
-        return figure, list(np.atleast_1d(figure.subplots(1, columns)))
+    mpl.rcParams.update(STYLE)
+    figure = Figure(figsize=(width * columns, height), layout="constrained", facecolor="white")
+    return figure, list(np.atleast_1d(figure.subplots(1, columns)))
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -129,7 +129,7 @@ def exponents(rows: Rows, path: Path) -> None:
         ax.plot(list(shares), limits, "--", color=colour, linewidth=1.2)
     ax.plot([], [], "--", color="#555555", label="T3 with zeta, delta of the float")
     ax.set(yscale="log", xlabel="bits of the exponent", ylabel="f(w) - f*", title="E4. Floats from -4 to 4, d = 64")
-    ax.legend()
+    figure.legend(loc="outside right center")
     save(figure, path)
 
 
@@ -170,6 +170,7 @@ def bits(rows: Rows, path: Path) -> None:
         "LP-SVRG": (COLOURS[4], lambda b: f"LP-SVRG {b}"),
         "HALP, mu_h = mu": (COLOURS[5], lambda b: f"HALP {b}, 1 mu"),
         "HALP, mu_h = 3 mu": (COLOURS[0], lambda b: f"HALP {b}, 3 mu"),
+        "the same on integers": (COLOURS[2], lambda b: f"HALP {b}, 3 mu, integers"),
     }
     for ax, problem in zip(axes, plan.PROBLEMS, strict=False):
         for label, (colour, name) in methods.items():
@@ -190,8 +191,9 @@ def bits(rows: Rows, path: Path) -> None:
     last.plot(range(len(gaps)), rate, "--", color="#555555", label=f"the theorem: {plan.GAMMA}^K")
     last.set(yscale="log", xlabel="outer loops K", title="synthetic, the theorem's settings", ylim=(1e-16, None))
     last.legend()
+    last.set_xticks(range(0, len(gaps), 3))
     axes[0].set_ylabel("f(w) - f*")
-    figure.legend(loc="outside right center")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     save(figure, path)
 
 
@@ -236,9 +238,14 @@ def averages(rows: Rows, path: Path) -> None:
         right.plot(deltas, gaps, "o-", color=colour, label={"iterate": "weights", "average": "averages"}[kind])
         guide = gaps[1] * (deltas / deltas[1]) ** power
         right.plot(deltas, guide, "--", color=colour, linewidth=1, label=f"slope {power}")
+    longer = [rows[f"longer, delta 2^-{k}"] for k in plan.E6_LONGER]
+    steps = [row["delta"] for row in longer]
+    label = f"average of 16 runs, {plan.E6_LONGER_STEPS // plan.E6_LOGISTIC_STEPS} times as long"
+    right.plot(steps, [row["together"] for row in longer], "s-", color=COLOURS[2], label=label)
     right.set(xscale="log", yscale="log", xlabel="step delta of the grid", ylabel="f(w) - f*")
     right.set_title("E6. Logistic regression, breast_cancer")
-    right.set_xticks(deltas, [f"$2^{{-{k}}}$" for k in plan.E6_LOGISTIC])
+    powers = range(min(plan.E6_LONGER), max(plan.E6_LOGISTIC) + 1)
+    right.set_xticks([2.0**-k for k in powers], [f"$2^{{-{k}}}$" for k in powers])
     right.minorticks_off()
     right.legend()
     save(figure, path)
