@@ -84,8 +84,9 @@ class VarianceReduced(torch.optim.Optimizer):
 
     def _check(self, group: Group) -> None:
         """Check the options of a group and its parameters."""
-        for option in ("lr", "momentum", "weight_decay"):
-            finite(group[option], option, zero=True)
+        finite(group["lr"], "lr", zero=True)
+        for option in ("momentum", "weight_decay"):
+            group[option] = finite(group[option], option, zero=True)
         for k, p in enumerate(group["params"]):
             if p.dtype not in (torch.float32, torch.float64):
                 name = _name(len(self.param_groups) - 1, group, k)
@@ -282,6 +283,6 @@ class Rounding(VarianceReduced):
         return *super()._parts(), "key"
 
 
-def fixed(bits: Any) -> lb.Format:
-    """Give the integers of so many bits."""
-    return lb.fixed_point(_arguments.within(bits, "bits", 2, MOST_BITS), 0)
+def width(bits: Any) -> int:
+    """Check how many bits integers have."""
+    return _arguments.within(bits, "bits", 2, MOST_BITS)

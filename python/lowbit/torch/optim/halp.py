@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lowbit as lb
-from lowbit.torch.optim._variance_reduced import At, Group, Rounding, finite, fixed
+from lowbit.torch.optim._variance_reduced import At, Group, Rounding, finite, width
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
@@ -110,12 +110,11 @@ class HALP(Rounding):
 
     def _check(self, group: Group) -> None:
         super()._check(group)
-        finite(group["mu"], "mu", zero=False)
-        fixed(group["bits"])
+        group["mu"], group["bits"] = finite(group["mu"], "mu", zero=False), width(group["bits"])
 
     def _center(self, at: At, full_grad: Tensor) -> None:
         norm = float(torch.linalg.vector_norm(full_grad, dtype=torch.float64))
-        scale = norm / (float(at.group["mu"]) * (2 ** (int(at.group["bits"]) - 1) - 1))
+        scale = norm / (at.group["mu"] * (2 ** (at.group["bits"] - 1) - 1))
         if not math.isfinite(norm) or scale > LARGEST:
             raise lb.Error(
                 f"full: the gradient of {at.name} has the norm {norm:g}, for which there is no grid; lower lr"
@@ -129,5 +128,5 @@ class HALP(Rounding):
         state = self.state[at.p]
         if state["scale"]:
             z = state["offset"] - change
-            state["offset"] = self._round(z, fixed(at.group["bits"]), state["scale"], at.number, "offset")
+            state["offset"] = self._round(z, lb.fixed_point(at.group["bits"], 0), state["scale"], at.number, "offset")
             at.p.copy_(state["center"] + state["offset"])

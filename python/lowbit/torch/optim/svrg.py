@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lowbit as lb
-from lowbit.torch.optim._variance_reduced import At, Group, Rounding, VarianceReduced, fixed
+from lowbit.torch.optim._variance_reduced import At, Group, Rounding, VarianceReduced, width
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
@@ -160,15 +160,15 @@ class LPSVRG(Rounding):
         if isinstance(bits, str | lb.Format):
             # A name, so that `state_dict` is plain data.
             group["bits"] = lb.get_format(bits).name if isinstance(bits, str) else bits.name
-        elif group["scale"] is None:
-            fixed(bits)
-            group["scale"] = "amax"
+        else:
+            group["bits"] = width(bits)
+            group["scale"] = "amax" if group["scale"] is None else group["scale"]
         # The rule or the number is checked by who knows it.
         self._grid(At("", 0, group, torch.zeros(1)), torch.zeros(1), "weight")
 
     def _grid(self, at: At, x: Tensor, label: str) -> Tensor:
         bits = at.group["bits"]
-        fmt = lb.get_format(bits) if isinstance(bits, str) else fixed(bits)
+        fmt = lb.get_format(bits) if isinstance(bits, str) else lb.fixed_point(bits, 0)
         return self._round(x, fmt, at.group["scale"], at.number, label)
 
     def _start(self, at: At) -> None:
