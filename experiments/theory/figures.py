@@ -11,6 +11,7 @@ import centering
 import matplotlib as mpl
 import numpy as np
 import plan
+from averages import RUNS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -216,6 +217,15 @@ def t1(problem: str, b: int) -> float:
     )
 
 
+def bias(row: dict[str, Any]) -> float:
+    """Estimate the gap of averages without end: one is bias + V, the mean of all runs bias + V / runs.
+
+    NaN where chance has it below zero.
+    """
+    gap = (RUNS * row["together"] - row["average"]) / (RUNS - 1)
+    return gap if gap > 0 else math.nan
+
+
 def averages(rows: Rows, path: Path) -> None:
     """E6: averages against time, and against delta."""
     figure, (left, right) = new(2, 5.6)
@@ -233,15 +243,16 @@ def averages(rows: Rows, path: Path) -> None:
     left.legend()
     found = [rows[f"logistic, delta 2^-{k}"] for k in plan.E6_LOGISTIC]
     deltas = np.array([row["delta"] for row in found])
-    for kind, colour, power in (("iterate", COLOURS[1], 1), ("average", COLOURS[0], 2)):
-        gaps = [row[kind] for row in found]
-        right.plot(deltas, gaps, "o-", color=colour, label={"iterate": "weights", "average": "averages"}[kind])
-        guide = gaps[1] * (deltas / deltas[1]) ** power
-        right.plot(deltas, guide, "--", color=colour, linewidth=1, label=f"slope {power}")
     longer = [rows[f"longer, delta 2^-{k}"] for k in plan.E6_LONGER]
-    steps = [row["delta"] for row in longer]
-    label = f"average of 16 runs, {plan.E6_LONGER_STEPS // plan.E6_LOGISTIC_STEPS} times as long"
-    right.plot(steps, [row["together"] for row in longer], "s-", color=COLOURS[2], label=label)
+    steps = np.array([row["delta"] for row in longer])
+    lines: tuple[tuple[str, Any, list[float], int, str], ...] = (
+        ("weights", deltas, [row["iterate"] for row in found], 1, COLOURS[1]),
+        ("averages", deltas, [row["average"] for row in found], 1, COLOURS[0]),
+        ("bias of averages", steps, [bias(row) for row in longer], 2, COLOURS[2]),
+    )
+    for label, x, gaps, power, colour in lines:
+        right.plot(x, gaps, "o-", color=colour, label=label)
+        right.plot(x, gaps[0] * (x / x[0]) ** power, "--", color=colour, linewidth=1, label=f"slope {power}")
     right.set(xscale="log", yscale="log", xlabel="step delta of the grid", ylabel="f(w) - f*")
     right.set_title("E6. Logistic regression, breast_cancer")
     powers = range(min(plan.E6_LONGER), max(plan.E6_LOGISTIC) + 1)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import averages as averages_of
 import centering
 import figures
 import numpy as np
 import plan
+import streams
 from records import Records
 
 import lowbit as lb
@@ -42,9 +44,9 @@ def write(out: Path, records: Records) -> Path:
         ["", "claim", "seen", ""], ((c.part, c.text, c.seen, "met" if c.met else "**missed**") for c in claims)
     )
     for part, section in SECTIONS.items():
-        finished = all("is not run" not in claim.seen for claim in plan.claims(records, part))
-        if finished:
-            text += "\n" + section(records.of(part), out / "theory")
+        rows = records.of(part)
+        if all(cell.name in rows for cell in CELLS[part]()):
+            text += "\n" + section(rows, out / "theory")
     page = out / "theory.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text)
@@ -183,12 +185,14 @@ def averages(rows: Rows, folder: Path) -> str:
     for k in sorted({*plan.E6_LOGISTIC, *plan.E6_LONGER}):
         short, longer = rows.get(f"logistic, delta 2^-{k}"), rows.get(f"longer, delta 2^-{k}")
         cells = ["", ""] if short is None else [f"{short['iterate']:.1e}", f"{short['average']:.1e}"]
-        cells += ["", ""] if longer is None else [f"{longer['average']:.1e}", f"{longer['together']:.1e}"]
+        cells += [""] * 3 if longer is None else [f"{longer[kind]:.1e}" for kind in ("average", "together")]
+        cells += [] if longer is None else [f"{figures.bias(longer):.1e}"]
         body.append([f"delta 2^-{k}", *cells])
-    head_ = ["logistic, f - f*", "weights", "averages", "8 times as long", "and of all 16 runs"]
-    return text + table(head_, body)
+    heads = ["logistic, f - f*", "weights", "averages", "8 times as long", "and of all runs", "bias"]
+    return text + table(heads, body)
 
 
+CELLS = {**streams.PARTS, **centering.PARTS, **averages_of.PARTS}
 SECTIONS: dict[str, Callable[[Rows, Path], str]] = {
     "dimension": dimension,
     "grids": grids,
