@@ -158,7 +158,7 @@ def centering_section(rows: Rows, folder: Path) -> str:
         kinds.append("HALP {}, 3 mu, integers")
         body = [
             [
-                kind.format("").replace(" ,", ","),
+                kind.format("").replace(" ,", ",").strip(),
                 *(gap_text(rows[f"{name}, {kind.format(b)}"]["gaps"][-1]) for b in plan.BITS),
             ]
             for kind in kinds
