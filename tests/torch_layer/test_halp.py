@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -510,3 +514,40 @@ def test_full_gradient_is_of_the_whole_set_whatever_the_batches() -> None:
         full_gradient(None, nn.MSELoss(), data.batches())
     with pytest.raises(lb.Error, match="batches: gave no example"):
         full_gradient(model, nn.MSELoss(), [])()
+
+
+RANK = """
+import sys
+import torch
+from torch import distributed, nn
+from lowbit.torch.optim import HALP, full_gradient
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+torch.manual_seed(0)
+x = torch.randn(2, 12, 3)[rank]
+y = x.sum(1, keepdim=True) + 0.1 * torch.randn(2, 12, 1)[rank]
+torch.manual_seed(rank)  # what each would draw alone
+model = nn.parallel.DistributedDataParallel(nn.Linear(3, 1))
+batches = list(zip(x.split(4), y.split(4)))
+full = full_gradient(model, nn.MSELoss(), batches)
+optimizer = HALP(model.parameters(), lr=0.1, inner=4, full=full, mu=1.0, bits=4)
+for step in range(10):
+    def closure():
+        value = nn.functional.mse_loss(model(batches[step % 3][0]), batches[step % 3][1])
+        value.backward()
+        return value
+    optimizer.step(closure)
+torch.save([*model.parameters(), optimizer.state_dict()["key"]], f"{folder}/{rank}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_ranks_stay_identical(tmp_path: Path) -> None:
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -254,6 +254,11 @@ class Rounding(VarianceReduced):
             _arguments.noise(rounding, key)
         words = _keys.draw() if key is None else _keys.of(key, private=False)
         assert words is not None
+        if key is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Replicas must round alike.
+            drawn = [words]
+            torch.distributed.broadcast_object_list(drawn, src=0)
+            words = drawn[0]
         self.key = lb.Key.from_words(*_keys.words(words))
         super().__init__(params, lr, inner, full, **options)
 

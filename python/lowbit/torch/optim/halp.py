@@ -46,7 +46,8 @@ class HALP(Rounding):
     rounding : {"stochastic", "nearest"}
         Of the offset. To nearest, ties go to even.
     key : Key or int, optional
-        The randomness; by default drawn from torch's generator. Ranks that hold replicas must be given the same.
+        The randomness; by default drawn from torch's generator, with torch.distributed from that of rank 0, so that
+        replicas stay alike.
 
     Raises
     ------

@@ -108,7 +108,8 @@ class LPSVRG(Rounding):
         "amax", the largest weight of each parameter at each step; of a format its own.
     rounding : {"stochastic", "nearest"}
     key : Key or int, optional
-        The randomness; by default drawn from torch's generator. Ranks that hold replicas must be given the same.
+        The randomness; by default drawn from torch's generator, with torch.distributed from that of rank 0, so that
+        replicas stay alike.
 
     Raises
     ------
