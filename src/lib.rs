@@ -12,6 +12,7 @@ pub mod message;
 pub mod onebit;
 pub mod pack;
 pub mod parallel;
+pub mod qtorch;
 pub mod quantize;
 pub mod rans;
 pub mod scale;
