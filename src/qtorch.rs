@@ -9,7 +9,6 @@ use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::error::{Error, Result};
-use crate::formats::{below_one, goes};
 use crate::parallel::{self, Shared};
 use crate::quantize::{Grouping, Map, Sink, observe_groups};
 use crate::scale::Statistic;
@@ -123,17 +122,46 @@ impl Fixed {
         self.within(whole.copysign(t), x)
     }
 
+    /// Whether the ends are so near that [`Fixed::stochastic_near`] will do.
+    fn is_near(self) -> bool {
+        -self.low * self.per_step <= INTEGERS / 2.0
+    }
+
+    /// The whole number below plus 1 with the probability of the rest; zero is +0.
     #[inline(always)]
     fn stochastic(self, x: f32, word: u32) -> f32 {
         let t = x * self.per_step;
         let a = t.abs();
-        let near = (a + INTEGERS) - INTEGERS;
-        let below = if near > a { near - 1.0 } else { near };
-        // Infinities and NaN have no fraction either.
-        let (whole, rest) = if a < INTEGERS { (below, a - below) } else { (a, 0.0) };
-        let away = f32::from_bits(goes(word, below_one(rest)) & 1.0_f32.to_bits());
-        self.within((whole + away).copysign(t), x)
+        let is_small = a < INTEGERS;
+        let near = (if is_small { (a + INTEGERS) - INTEGERS } else { a }).copysign(t);
+        // Larger numbers, infinities among them, are whole.
+        let moved = moved(if is_small { t - near } else { 0.0 }, word);
+        self.within(near + moved as f32, x)
     }
+
+    /// The same of ends at most 2^22 steps away: numbers are brought to them first, and the nearest whole number is the low
+    /// bits of a sum.
+    #[inline(always)]
+    fn stochastic_near(self, x: f32, word: u32) -> f32 {
+        const SUM: f32 = 1.5 * INTEGERS;
+        let t = if x < self.high { x } else { self.high };
+        let t = (if t > self.low { t } else { self.low }) * self.per_step;
+        let near = t + SUM;
+        let moved = moved(t - (near - SUM), word);
+        let whole = f32::from_bits(near.to_bits().wrapping_add_signed(moved)) - SUM;
+        let y = whole * self.step;
+        if x.is_nan() { f32::NAN } else { y }
+    }
+}
+
+/// Where a number that lies so far from the nearest whole one goes from there, -1, 0 or 1: the whole number below its sum with
+/// the word as a fraction, both in steps of 2^-30.
+#[inline(always)]
+fn moved(rest: f32, word: u32) -> i32 {
+    debug_assert!((-0.5..=0.5).contains(&rest), "{rest} is farther than the nearest");
+    // SAFETY: at most 2^29 steps; i32 holds them. (`as` would check again, lane by lane.)
+    let steps: i32 = unsafe { (rest * 1_073_741_824.0).to_int_unchecked() };
+    (steps + (word >> 2) as i32) >> 30
 }
 
 /// Two's complement without its lowest code, in steps of 2^(E + 2 - wl), where 2^E is the power of two of the block's largest
@@ -206,9 +234,13 @@ fn each_tile(
     Ok(())
 }
 
-/// Rounds to a float of `exp` exponent and `man` mantissa bits; stochastically with the words of a stream.
-pub fn float(x: &View, exp: i64, man: i64, stream: Option<Stream>, out: &ViewMut) -> Result<()> {
-    let format = Float::new(exp, man)?;
+/// [`each_tile`] of numbers that are rounded one by one.
+fn each(
+    x: &View,
+    stream: Option<Stream>,
+    out: &ViewMut,
+    round: impl Fn(f32, u32) -> f32 + Sync,
+) -> Result<()> {
     each_tile(
         x,
         stream,
@@ -216,9 +248,21 @@ pub fn float(x: &View, exp: i64, man: i64, stream: Option<Stream>, out: &ViewMut
         #[inline(always)]
         |_, x, words, y| {
             for i in 0..x.len().min(words.len()).min(y.len()) {
-                y[i] = format.round(x[i], words[i]);
+                y[i] = round(x[i], words[i]);
             }
         },
+    )
+}
+
+/// Rounds to a float of `exp` exponent and `man` mantissa bits; stochastically with the words of a stream.
+pub fn float(x: &View, exp: i64, man: i64, stream: Option<Stream>, out: &ViewMut) -> Result<()> {
+    let format = Float::new(exp, man)?;
+    each(
+        x,
+        stream,
+        out,
+        #[inline(always)]
+        |x, word| format.round(x, word),
     )
 }
 
@@ -232,30 +276,29 @@ pub fn fixed(
     out: &ViewMut,
 ) -> Result<()> {
     let format = Fixed::new(wl, fl, clamp, symmetric)?;
-    if stream.is_none() {
-        return each_tile(
+    match stream {
+        None => each(
             x,
             None,
             out,
             #[inline(always)]
-            |_, x, _, y| {
-                for i in 0..x.len().min(y.len()) {
-                    y[i] = format.nearest(x[i]);
-                }
-            },
-        );
+            |x, _| format.nearest(x),
+        ),
+        Some(_) if format.is_near() => each(
+            x,
+            stream,
+            out,
+            #[inline(always)]
+            |x, word| format.stochastic_near(x, word),
+        ),
+        Some(_) => each(
+            x,
+            stream,
+            out,
+            #[inline(always)]
+            |x, word| format.stochastic(x, word),
+        ),
     }
-    each_tile(
-        x,
-        stream,
-        out,
-        #[inline(always)]
-        |_, x, words, y| {
-            for i in 0..x.len().min(words.len()).min(y.len()) {
-                y[i] = format.stochastic(x[i], words[i]);
-            }
-        },
-    )
 }
 
 /// Rounds to block floating point of `wl` bits, one block for each index along `dim`, or one for all (-1); stochastically with

@@ -1,4 +1,4 @@
-"""`lowbit.torch.qtorch` against QPyTorch itself (qtorch 0.3.0, its CPU kernels): the same bits, and each defect as it is.
+"""`lowbit.torch.qtorch` against QPyTorch itself (qtorch 0.3.0, its CPU kernels): the same bits, and each defect.
 
 What differs is asserted exactly, on both sides; `docs/qtorch.md` lists it.
 """
@@ -26,13 +26,28 @@ from lowbit.torch import qtorch as ours
 from support import assert_same, float32, wild
 
 N = 1 << 20
-FLOATS = [(1, 1), (1, 4), (2, 0), (2, 1), (2, 3), (3, 4), (4, 3), (5, 2), (5, 10), (6, 9), (7, 1), (8, 1), (8, 7), (8, 22)]
+FLOATS = [
+    (1, 1),
+    (1, 4),
+    (2, 0),
+    (2, 1),
+    (2, 3),
+    (3, 4),
+    (4, 3),
+    (5, 2),
+    (5, 10),
+    (6, 9),
+    (7, 1),
+    (8, 1),
+    (8, 7),
+    (8, 22),
+]
 FIXED = [(8, 4), (5, 4), (16, 12), (1, 3), (24, 2), (32, 16), (4, -3), (12, 100)]
 BLOCKS = [1, 2, 4, 8, 12, 22]
 
 
 def numbers(low: int, high: int, length: int) -> np.ndarray:
-    """Any bits at all, and numbers of these exponents with `length` bits, half of which are ties, and their neighbours."""
+    """Any bits at all, numbers of these exponents with `length` bits, half of which are ties, and their neighbours."""
     rng = np.random.default_rng([low + 200, high + 200, length])
     exponent = rng.integers(max(low, -148), min(high, 127) + 1, N // 4)
     short = np.ldexp(1 + rng.integers(0, 1 << length, N // 4) / (1 << length), exponent).astype(np.float32)
@@ -69,7 +84,7 @@ def test_fixed_point(wl: int, fl: int, clamp: bool, symmetric: bool) -> None:
 
 
 def rows() -> np.ndarray:
-    """1024 blocks of 1024: of every magnitude, many ties, with zeros, subnormal numbers, and some that are not finite."""
+    """1024 blocks of 1024: of every magnitude, many ties, zeros, subnormal numbers, and some that are not finite."""
     rng = np.random.default_rng(5)
     x = rng.standard_normal((1024, 1024), np.float32)
     x[::2] = np.round(x[::2] * 32) / np.float32(32)
@@ -185,7 +200,9 @@ def model() -> torch.nn.Sequential:
     )
 
 
-@pytest.mark.parametrize("kinds", [["conv", "linear"], ["activation", "pool", "normalization"], list(ours.auto_low.LAYERS_TYPES)])
+@pytest.mark.parametrize(
+    "kinds", [["conv", "linear"], ["activation", "pool", "normalization"], list(ours.auto_low.LAYERS_TYPES)]
+)
 def test_lowered_models(kinds: list[str]) -> None:
     x = torch.randn(8, 1, 8, 8)
     found = []

@@ -1,4 +1,4 @@
-"""`lowbit.torch.qtorch`'s numbers: the core against a twin in NumPy, torch operations against the core, and probabilities.
+"""`lowbit.torch.qtorch`'s numbers: the core against a twin in NumPy, torch operations against the core, probabilities.
 
 `tests/peers/test_qtorch_package.py` holds the same against QPyTorch itself.
 """
@@ -40,7 +40,7 @@ def float_steps(x: np.ndarray, exp: int, man: int) -> tuple[np.ndarray, np.ndarr
 
 
 def twin_float(x: np.ndarray, exp: int, man: int) -> np.ndarray:
-    least, largest = 2.0 ** (2 - 2 ** (exp - 1)), (2 - 2.0**-man) * 2.0 ** 2 ** (exp - 1)
+    least, largest = 2.0 ** (2 - 2 ** (exp - 1)), (2 - 2.0**-man) * 2.0**2 ** (exp - 1)
     steps, step = float_steps(x, exp, man)
     y = np.floor(steps + 0.5) * step if man < 23 else np.rint(steps) * step
     y = np.where(y > largest, np.inf if exp == 8 else largest, y)
@@ -74,7 +74,9 @@ def same_but_nan(got: torch.Tensor, want: np.ndarray, x: np.ndarray, what: objec
 
 @pytest.mark.parametrize(("exp", "man"), FLOATS)
 def test_floats_are_the_twins(exp: int, man: int) -> None:
-    x = np.concatenate([wild(1 << 17, exp), normal(1 << 14), *(F32(2.0**k) * np.arange(1, 64, dtype=F32) for k in range(-9, 9))])
+    x = np.concatenate(
+        [wild(1 << 17, exp), normal(1 << 14), *(F32(2.0**k) * np.arange(1, 64, dtype=F32) for k in range(-9, 9))]
+    )
     with np.errstate(invalid="ignore"):
         same_but_nan(float_quantize(torch.from_numpy(x), exp, man, "nearest"), twin_float(x, exp, man), x, (exp, man))
 
@@ -148,7 +150,9 @@ DRAWS = 1 << 14
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("number", [FloatingPoint(4, 3), FloatingPoint(5, 10), FixedPoint(8, 4), BlockFloatingPoint(8)], ids=repr)
+@pytest.mark.parametrize(
+    "number", [FloatingPoint(4, 3), FloatingPoint(5, 10), FixedPoint(8, 4), BlockFloatingPoint(8)], ids=repr
+)
 def test_stochastic_rounding_has_these_probabilities(number: Number, dtype: torch.dtype) -> None:
     """Chi-square of how often each of 64 numbers goes up, with the exact probabilities."""
     values = torch.from_numpy(np.concatenate([normal(32), normal(16) / 16, normal(16) * F32(2.0**-8)])).to(dtype)
@@ -187,7 +191,11 @@ def test_numbers_of_the_grid_stay(number: Number) -> None:
 
 def test_seeds_keys_and_strides() -> None:
     x = torch.from_numpy(normal(1 << 12)).reshape(64, 64)
-    for call in (lambda x, **o: float_quantize(x, 4, 3, **o), lambda x, **o: fixed_point_quantize(x, 8, 4, **o), lambda x, **o: block_quantize(x, 8, **o)):
+    for call in (
+        lambda x, **o: float_quantize(x, 4, 3, **o),
+        lambda x, **o: fixed_point_quantize(x, 8, 4, **o),
+        lambda x, **o: block_quantize(x, 8, **o),
+    ):
         torch.manual_seed(3)
         first, second = call(x), call(x)
         torch.manual_seed(3)
@@ -245,7 +253,7 @@ def test_the_mean_is_the_number(number: Number) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "name", "call"),
+    ("error", "said", "call"),
     [
         (lb.Error, "exp: 0", lambda x: float_quantize(x, 0, 3)),
         (lb.Error, "exp: 9", lambda x: FloatingPoint(9, 3)),
@@ -268,11 +276,11 @@ def test_the_mean_is_the_number(number: Number) -> None:
         (lb.Error, "clamping_grad_zero", lambda x: quantizer(FixedPoint(4, 3, clamp=False), clamping_grad_zero=True)),
     ],
 )
-def test_errors_name_the_argument(error: type[Exception], name: str, call: Any) -> None:
+def test_errors_name_the_argument(error: type[Exception], said: str, call: Any) -> None:
     for plain in (False, True):
         ops.use_plain(plain)
         try:
-            with pytest.raises(error, match=name):
+            with pytest.raises(error, match=said):
                 call(torch.ones(3))
         finally:
             ops.use_plain(False)

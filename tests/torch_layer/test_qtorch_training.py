@@ -1,4 +1,4 @@
-"""`lowbit.torch.qtorch` in training: quantizers' gradients, `OptimLP`, lowered models, and scripts that say `import qtorch`."""
+"""`lowbit.torch.qtorch` in training: quantizers' gradients, `OptimLP`, lowered models, and scripts of QPyTorch's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lowbit.torch.qtorch import BlockFloatingPoint, FixedPoint, FloatingPoint
 from lowbit.torch.qtorch.auto_low import lower, sequential_lower
 from lowbit.torch.qtorch.optim import OptimLP
 from lowbit.torch.qtorch.quant import Quantizer, quantizer
-from support import assert_same, normal
+from support import normal
 
 F32 = np.float32
 
@@ -100,7 +100,11 @@ def test_quantizers_pickle_copy_and_checkpoint() -> None:
         torch.manual_seed(2)
         leaf = x.clone().requires_grad_()
         layers = nn.Sequential(Quantizer(FixedPoint(8, 4)), nn.Tanh())
-        run = (lambda t, layers=layers: torch.utils.checkpoint.checkpoint(layers, t, use_reentrant=False)) if checkpointed else layers
+        run = (
+            (lambda t, layers=layers: torch.utils.checkpoint.checkpoint(layers, t, use_reentrant=False))
+            if checkpointed
+            else layers
+        )
         run(leaf).sum().backward()
         gradients.append(leaf.grad)
     assert torch.equal(*gradients)
@@ -137,31 +141,42 @@ def test_sgd_is_the_twin(momentum: float, accumulate: bool) -> None:
         w = fixed(acc, 6, 3)
         velocity = fixed(velocity, 8, 4)
         optimizer.step()
-        assert_same(weight.detach().numpy(), w.astype(F32), step)
+        np.testing.assert_array_equal(weight.detach().numpy(), w, str(step))
         if momentum:
-            assert_same(optimizer.state[weight]["momentum_buffer"].numpy(), velocity.astype(F32), step)
+            np.testing.assert_array_equal(optimizer.state[weight]["momentum_buffer"].numpy(), velocity, str(step))
         if accumulate:
-            assert_same(optimizer.weight_acc[weight].numpy(), acc.astype(F32), step)
+            np.testing.assert_array_equal(optimizer.weight_acc[weight].numpy(), acc, str(step))
 
 
 def test_adam_is_the_twin() -> None:
+    """50 steps in float64, each from where the optimizer stands; where float32's error decides, nothing is claimed."""
     weight = nn.Parameter(torch.from_numpy(normal(64)))
+    formats = {"w": (10, 7), "acc": (16, 12), "m": (14, 11), "v": (14, 11)}
+    rounding = {name: nearest(FixedPoint(*bits)) for name, bits in formats.items()}
     optimizer = OptimLP(
         torch.optim.Adam([weight], lr=0.05),
-        weight_quant=nearest(FixedPoint(10, 7)),
-        momentum_quant=nearest(FixedPoint(12, 9)),
-        acc_quant=nearest(FixedPoint(16, 12)),
+        weight_quant=rounding["w"],
+        momentum_quant=rounding["m"],
+        acc_quant=rounding["acc"],
     )
     w = acc = weight.detach().numpy().astype(np.float64)
-    target, m, v = normal(64, 1), np.zeros(64), np.zeros(64)
+    target, m, v, claims = normal(64, 1), np.zeros(64), np.zeros(64), 0
     for t in range(1, 51):
         weight.grad = weight.detach() - torch.from_numpy(target)
         g = (w.astype(F32) - target).astype(np.float64)
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        acc = fixed(acc - 0.05 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8), 16, 12)
-        w, m, v = fixed(acc, 10, 7), fixed(m, 12, 9), fixed(v, 12, 9)
+        acc = acc - 0.05 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         optimizer.step()
-        assert_same(weight.detach().numpy(), w.astype(F32), t)
+        state = optimizer.state[weight]
+        stands = {"acc": optimizer.weight_acc[weight], "m": state["exp_avg"], "v": state["exp_avg_sq"]}
+        for name, want in (("acc", acc), ("m", m), ("v", v)):
+            sure = np.abs(want * 2.0 ** formats[name][1] % 1 - 0.5) > 0.01
+            np.testing.assert_array_equal(stands[name].numpy()[sure], fixed(want, *formats[name])[sure], f"{name} {t}")
+            claims += int(sure.sum())
+        acc, m, v = (stands[name].numpy().astype(np.float64) for name in ("acc", "m", "v"))
+        w = fixed(acc, *formats["w"])
+        np.testing.assert_array_equal(weight.detach().numpy(), w, str(t))
+    assert claims > 0.95 * 50 * 3 * 64
 
 
 def test_states_of_any_optimizer_are_found() -> None:
@@ -172,7 +187,11 @@ def test_states_of_any_optimizer_are_found() -> None:
         torch.optim.NAdam,
     ):
         # Without dimensions, so that counters have its shape.
-        weights = [nn.Parameter(torch.tensor(0.37)), nn.Parameter(torch.from_numpy(normal(6))), nn.Parameter(torch.ones(2))]
+        weights = [
+            nn.Parameter(torch.tensor(0.37)),
+            nn.Parameter(torch.from_numpy(normal(6))),
+            nn.Parameter(torch.ones(2)),
+        ]
         optimizer = OptimLP(make(weights), momentum_quant=nearest(FixedPoint(20, 8)))
         for _ in range(3):
             for p in weights[:2]:

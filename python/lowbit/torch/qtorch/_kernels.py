@@ -96,12 +96,12 @@ def _plain_float(x: Tensor, exp: int, man: int, words: Tensor | None) -> Tensor:
 def _plain_fixed(x: Tensor, wl: int, fl: int, clamp: bool, symmetric: bool, words: Tensor | None) -> Tensor:
     t = x * 2.0**fl
     if words is None:
-        t = (t + 0.5) - 0.5
-        whole = t.round()
+        whole = ((t + 0.5) - 0.5).round()
     else:
-        whole = t.abs().floor()
-        rest = torch.where(t.abs() < _INTEGERS, t.abs() - whole, 0.0)
-        whole = torch.copysign(whole + (words >> 1 < (rest * 2.0**31).long()), t)
+        # The nearest whole number, moved by -1, 0 or 1; of larger numbers, all whole, there is nothing to move.
+        whole = t.round()
+        rest = torch.where(t.abs() < _INTEGERS, t - whole, 0.0)
+        whole = whole + (((rest * 2.0**30).long() + (words >> 2)) >> 30)
     y = whole * 2.0**-fl
     if clamp:
         y = y.clamp(*ends(wl, fl, symmetric))

@@ -220,8 +220,8 @@ def quantizer(
     forward_rounding, backward_rounding : {"stochastic", "nearest"}
         How. Random words come by keys drawn from torch's generator.
     clamping_grad_zero : bool
-        Whether numbers that are clamped get the gradient 0, as WAGE has it; `forward_number` is then a `FixedPoint` that
-        clamps, or None.
+        Whether numbers that are clamped get the gradient 0, as WAGE has it; `forward_number` is then a `FixedPoint`
+        that clamps, or None.
     backward_hooks : iterable of callables
         Applied to the gradient in order, before it is rounded.
 
