@@ -108,8 +108,9 @@ impl Fixed {
     #[inline(always)]
     fn within(self, steps: f32, x: f32) -> f32 {
         let y = steps * self.step;
-        let y = if y < self.high { y } else { self.high };
-        let y = if y > self.low { y } else { self.low };
+        // In this order -0 stays where 0 is an end.
+        let y = if y > self.high { self.high } else { y };
+        let y = if y < self.low { self.low } else { y };
         if x.is_nan() { f32::NAN } else { y }
     }
 
@@ -235,12 +236,7 @@ fn each_tile(
 }
 
 /// [`each_tile`] of numbers that are rounded one by one.
-fn each(
-    x: &View,
-    stream: Option<Stream>,
-    out: &ViewMut,
-    round: impl Fn(f32, u32) -> f32 + Sync,
-) -> Result<()> {
+fn each(x: &View, stream: Option<Stream>, out: &ViewMut, round: impl Fn(f32, u32) -> f32 + Sync) -> Result<()> {
     each_tile(
         x,
         stream,

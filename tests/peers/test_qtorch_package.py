@@ -108,11 +108,15 @@ def test_blocks(wl: int, dim: int) -> None:
         amax = np.abs(x).max(tuple(d for d in range(3) if d != dim), keepdims=True)
     want = qtorch.quant.block_quantize(torch.from_numpy(x), wl, dim, "nearest").numpy()
     got = ours.quant.block_quantize(torch.from_numpy(x), wl, dim, "nearest").numpy()
-    # Six times a power of two that is no float32: NaN; but a NaN of all ones is minus infinity there.
+    # Six times a power of two that is no float32: NaN. There all numbers of such a block are minus its largest, and NaN
+    # of an infinite block is minus infinity where its bits are all ones.
     lost = np.broadcast_to(~(amax < 2.0**126), x.shape)
+    finite = lost & np.isfinite(np.broadcast_to(amax, x.shape))
     assert np.isnan(got[lost]).all()
-    assert not np.isfinite(want[lost]).any()
-    assert np.isnan(want[lost & ~np.isnan(x)]).all()
+    assert not np.isfinite(want[lost & ~finite]).any()
+    assert np.isnan(want[lost & ~finite & ~np.isnan(x)]).all()
+    assert (want[finite] < -(2.0**125)).all()
+    assert finite.any() == (dim != -1)
     assert_same(got[~lost], want[~lost], (wl, dim))
 
 
@@ -335,6 +339,22 @@ def test_their_23_bits_change_the_sign() -> None:
     """They shift by -1, which C++ leaves undefined."""
     assert qtorch.quant.float_quantize(torch.ones(1), 8, 23, "nearest").item() != 1
     assert ours.quant.float_quantize(torch.ones(1), 8, 23, "nearest").item() == 1
+
+
+def test_their_shared_containers_are_lowered_twice() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = self.two = torch.nn.Sequential(torch.nn.Linear(2, 2))
+
+    for package, depth in ((qtorch, 2), (ours, 1)):
+        lowered = package.auto_low.sequential_lower(Twice(), ["linear"], package.FixedPoint(8, 4))
+        assert sum(isinstance(module, package.quant.Quantizer) for module in lowered.one[0].modules()) == 1
+        found = lowered.one[0]
+        for _ in range(depth):
+            assert isinstance(found, torch.nn.Sequential)
+            found = found[0]
+        assert isinstance(found, torch.nn.Linear)
 
 
 def test_their_lowered_models_are_not_copied() -> None:

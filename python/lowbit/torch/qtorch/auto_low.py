@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -30,7 +31,7 @@ def _classes(names: str) -> frozenset[type[nn.Module]]:
     return frozenset(found)
 
 
-#: QPyTorch's kinds of layers. Only these very classes are meant: neither classes derived from them nor recurrent layers.
+#: QPyTorch's kinds of layers: these very classes, neither classes derived from them nor recurrent layers.
 LAYERS_TYPES = {
     "conv": _classes("Conv123d ConvTranspose123d Fold Unfold"),
     "linear": _classes("Bilinear Linear"),
@@ -57,14 +58,9 @@ def _meant(layer_types: Iterable[str]) -> frozenset[type[nn.Module]]:
     return frozenset[type[nn.Module]]().union(*(LAYERS_TYPES[kind] for kind in kinds))
 
 
-class _After:
-    """A hook that rounds what a module gives."""
-
-    def __init__(self, quant: Quantizer) -> None:
-        self.quant = quant
-
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return self.quant(output)
+def _rounded(quant: Quantizer, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """Round what a module gives: a forward hook."""
+    return quant(output)
 
 
 def lower(
@@ -110,7 +106,7 @@ def lower(
     for module in model.modules():
         if type(module) in meant:
             # First of all hooks: the caller's see what was rounded.
-            module.register_forward_hook(_After(quant), prepend=True)
+            module.register_forward_hook(partial(_rounded, quant), prepend=True)
 
 
 def sequential_lower(

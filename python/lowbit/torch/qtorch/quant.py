@@ -11,7 +11,7 @@ import torch
 import lowbit as lb
 from lowbit import _arguments
 from lowbit.torch.qtorch import _kernels
-from lowbit.torch.qtorch.number import BlockFloatingPoint, FixedPoint, FloatingPoint, Number
+from lowbit.torch.qtorch.number import FixedPoint, Number
 
 if TYPE_CHECKING:
     from torch import Tensor
