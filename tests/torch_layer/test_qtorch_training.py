@@ -110,6 +110,19 @@ def test_quantizers_pickle_copy_and_checkpoint() -> None:
     assert torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("number", [FixedPoint(8, 4), FloatingPoint(4, 3), BlockFloatingPoint(8, 0)], ids=repr)
+def test_quantizers_compile_in_one_graph(number: Any) -> None:
+    both = quantizer(number, number)
+    found = []
+    for run in (both, torch.compile(both, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(5)
+        x = torch.from_numpy(normal(60)).reshape(6, 10).requires_grad_()
+        y = run(x)
+        y.backward(torch.from_numpy(normal(60, 1)).reshape(6, 10))
+        found.append((y.detach(), x.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def fixed(x: np.ndarray, wl: int, fl: int) -> np.ndarray:
     """Ties to even; numbers of few bits, so that no sum rounds."""
     half = 2.0 ** (wl - 1)

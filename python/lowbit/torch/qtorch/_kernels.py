@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,6 @@ from lowbit.torch import _bridge, _keys
 from lowbit.torch._options import check_floats, on_core
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from lowbit.torch._keys import KeyLike
@@ -28,15 +27,16 @@ _HALF = 1 << 31
 _INTEGERS = 2.0**23
 
 
-def _round(
-    core: Callable[..., Any],
-    plain: Callable[..., Tensor],
-    x: Tensor,
-    arguments: tuple[int, ...],
-    rounding: str,
-    key: KeyLike | None,
-) -> Tensor:
-    check_floats(x)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _check(kind: str, ndim: int, arguments: tuple[int, ...]) -> None:
+    """Have the core look at arguments, of an array with nothing in it (one number has no dimensions to be empty)."""
+    getattr(_core, f"qtorch_{kind}")(np.zeros((0,) * ndim, np.float32), *arguments, None)
+
+
+def _round(kind: str, x: Tensor, arguments: tuple[int, ...], rounding: str, key: KeyLike | None) -> Tensor:
+    if not torch.compiler.is_compiling():
+        # Backward passes that are compiled may not look at a layout.
+        check_floats(x)
     _arguments.choice(rounding, "rounding", ROUNDINGS)
     if rounding == "nearest" and key is not None:
         raise lb.Error('key: rounding="nearest" draws nothing; leave it out, or give rounding="stochastic"')
@@ -45,29 +45,29 @@ def _round(
         words = _keys.draw() if key is None else _keys.of(key, private=True)
     x = x.detach()
     if on_core(x) and not _keys.watched():
+        core: Callable[..., Any] = getattr(_core, f"qtorch_{kind}")
         return _bridge.tensor(core(_bridge.array(x), *arguments, None if words is None else _keys.words(words)))
-    # The core looks at the arguments, of an array with nothing in it.
-    core(np.empty((0,) * x.dim(), np.float32) if x.dim() else np.float32(0), *arguments, None)
+    _check(kind, x.dim(), arguments)
     if words is not None:
         words = _keys.random_bits(_keys.fold(words, "rounding").to(x.device), x.numel()).reshape(x.shape)
-    return plain(x.float(), *arguments, words).to(x.dtype)
+    return _PLAIN[kind](x.float(), *arguments, words).to(x.dtype)
 
 
 def float_point(x: Tensor, exp: int, man: int, rounding: str, key: KeyLike | None = None) -> Tensor:
     """Round to a float of `exp` exponent and `man` mantissa bits."""
-    return _round(_core.qtorch_float, _plain_float, x, (exp, man), rounding, key)
+    return _round("float", x, (exp, man), rounding, key)
 
 
 def fixed_point(
     x: Tensor, wl: int, fl: int, clamp: bool, symmetric: bool, rounding: str, key: KeyLike | None = None
 ) -> Tensor:
     """Round to multiples of ``2**-fl``, those of `wl` bits if there are ends."""
-    return _round(_core.qtorch_fixed, _plain_fixed, x, (wl, fl, bool(clamp), bool(symmetric)), rounding, key)
+    return _round("fixed", x, (wl, fl, bool(clamp), bool(symmetric)), rounding, key)
 
 
 def block_float(x: Tensor, wl: int, dim: int, rounding: str, key: KeyLike | None = None) -> Tensor:
     """Round to `wl` bits with an exponent for each index along `dim`, or one for all."""
-    return _round(_core.qtorch_block, _plain_block, x, (wl, dim), rounding, key)
+    return _round("block", x, (wl, dim), rounding, key)
 
 
 def ends(wl: int, fl: int, symmetric: bool) -> tuple[float, float]:
@@ -121,3 +121,6 @@ def _plain_block(x: Tensor, wl: int, dim: int, words: Tensor | None) -> Tensor:
     end = (bits & _SIGN) | top | _MANTISSA >> (25 - wl) << (25 - wl)
     y = torch.where((bits & _MAGNITUDE) > (top | _MANTISSA), end, bits).view(torch.float32)
     return y.masked_fill(base.isinf(), float("nan"))
+
+
+_PLAIN: dict[str, Callable[..., Tensor]] = {"float": _plain_float, "fixed": _plain_fixed, "block": _plain_block}
