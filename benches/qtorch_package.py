@@ -26,7 +26,7 @@ from measure import processor
 #: lowbit's own goal where numbers are random: 40 times QPyTorch's speed, which takes 41 ns where nothing disturbs it.
 GOAL, GOALS = 1.03, ("float_quantize(4, 3) stochastic", "fixed_point_quantize(8, 4) stochastic")
 COLUMNS = (
-    *("utc", "cpu", "level", "call", "n", "contender", "ns_per_element", "q1", "q3"),
+    *("utc", "cpu", "level", "call", "n", "contender", "ns_per_element", "least", "q1", "q3"),
     *("times_lowbit", "goal", "met", "load", "versions"),
 )
 
@@ -85,15 +85,16 @@ def measure(sizes: list[int], repeats: int) -> list[list[Any]]:
                         call(x)
                     if turn:
                         times[contender].append((time.process_time() - start) / count / n * 1e9)
-            quartiles = {contender: np.quantile(t, [0.25, 0.5, 0.75]) for contender, t in times.items()}
+            quantiles = {contender: np.quantile(t, [0, 0.25, 0.5, 0.75]) for contender, t in times.items()}
             load, now = f"{os.getloadavg()[0]:.2f}", f"{datetime.now(UTC):%H:%M:%S}"
-            for contender, (low, middle, high) in quartiles.items():
-                ratio = middle / quartiles["lowbit"][1] if "lowbit" in quartiles else float("nan")
+            for contender, (least, low, middle, high) in quantiles.items():
+                ratio = middle / quantiles["lowbit"][2] if "lowbit" in quantiles else float("nan")
                 goal = f"<= {GOAL} ns" if contender == "lowbit" and name in GOALS else ""
                 met = "" if not goal else "yes" if middle <= GOAL else "no"
-                figures = [f"{value:.3f}" for value in (middle, low, high)]
+                figures = [f"{value:.3f}" for value in (middle, least, low, high)]
                 about = [name, n, contender, *figures, f"{ratio:.1f}", goal, met, load]
-                print(f"{name:44}{n:>10}{contender:>8}{middle:9.3f} ns ({low:.3f}-{high:.3f}){ratio:8.1f} {goal} {met}")
+                spread = f"(least {least:.3f}, quartiles {low:.3f}-{high:.3f})"
+                print(f"{name:44}{n:>10}{contender:>8}{middle:9.3f} ns {spread:40}{ratio:8.1f} {goal} {met}")
                 text = " ".join(f"{key}={value}" for key, value in versions.items())
                 lines.append([now, cpu, _core.cpu_level(), *about, text])
     return lines
