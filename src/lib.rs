@@ -13,6 +13,7 @@ pub mod message;
 pub mod onebit;
 pub mod pack;
 pub mod parallel;
+pub mod qtorch;
 pub mod quantize;
 pub mod rans;
 pub mod scale;

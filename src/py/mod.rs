@@ -8,6 +8,7 @@ mod format;
 mod hadamard;
 mod message;
 mod onebit;
+mod qtorch;
 mod quantize;
 mod scaling;
 
@@ -39,6 +40,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::onebit::{onebit_decode, onebit_encode, onebit_noise, onebit_pairs};
+    #[pymodule_export]
+    use super::qtorch::{qtorch_block, qtorch_fixed, qtorch_float};
     #[pymodule_export]
     use super::quantize::{
         clip_bits, dequantize, fake_quantize, keep_inside, pack, pack_three, quantize, round_with_words, scale_codes,

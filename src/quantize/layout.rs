@@ -173,6 +173,23 @@ impl Map {
             }
         }
     }
+
+    /// Writes for each element of `range` the number of its group.
+    #[inline(always)]
+    pub(crate) fn spread(&self, range: Range<usize>, numbers: &[f32], out: &mut [f32]) {
+        self.runs(
+            range,
+            #[inline(always)]
+            |position, index, step, count| {
+                let out = &mut out[position..position + count];
+                match step {
+                    0 => out.fill(numbers[index]),
+                    1 => out.copy_from_slice(&numbers[index..index + count]),
+                    _ => out.iter_mut().zip(numbers[index..].iter().step_by(step)).for_each(|(out, n)| *out = *n),
+                }
+            },
+        );
+    }
 }
 
 #[cfg(test)]

@@ -26,8 +26,11 @@ use crate::stream::Stream;
 use crate::view::{MAX_DIMS, View, ViewMut};
 use kernel::{Decode, Dither, Encode, Fake, Nearest, Round, Stochastic};
 pub use layout::Grouping;
+pub(crate) use layout::Map;
 pub use observe::observe_all;
-use plan::{Buffers, Plan, Sink, TILE, with_plan};
+pub(crate) use observe::observe_groups;
+pub(crate) use plan::Sink;
+use plan::{Buffers, Plan, TILE, with_plan};
 use slab::Slab;
 
 /// How a number between two grid values is rounded.

@@ -36,41 +36,49 @@ pub(super) fn observe(x: &View, grouping: Grouping, finisher: Finisher, scale: &
 
 fn look(x: &View, grouping: Grouping, finisher: Finisher, scale: &mut [f32], second: &mut [f32]) {
     let (scale, second) = (Shared::new(scale), Shared::new(second));
-    let rule = finisher.rule;
-    let level = Level::current();
-    // Called within `level.run`, which costs as much as finishing a group.
-    let put = |place: usize, seen: &Observed| {
+    observe_groups(x, grouping, finisher.rule.statistic, |place, seen| {
         let (this_scale, this_second) = finisher.finish(seen);
         // SAFETY: every group is put once; the slices are borrowed until this function returns.
         unsafe {
             scale.put(place, this_scale);
             second.put(place, this_second);
         }
-    };
+    });
+}
+
+/// Calls `put` for every group, once, with its number in C order of the scales' shape and what was seen in it. It is called
+/// within `level.run`, which costs as much as finishing a group.
+pub(crate) fn observe_groups(
+    x: &View,
+    grouping: Grouping,
+    statistic: Statistic,
+    put: impl Fn(usize, &Observed) + Sync,
+) {
+    let level = Level::current();
     let shape = x.shape();
     if x.is_empty() {
         let groups = grouping.scale_shape(shape).iter().product();
         return level.run(|| (0..groups).for_each(|place| put(place, &Observed::NOTHING)));
     }
-    let ordered = rule.statistic == Statistic::Moments;
+    let ordered = statistic == Statistic::Moments;
     let before = |axis: usize| shape[..axis].iter().product::<usize>();
     let after = |axis: usize| shape[axis + 1..].iter().product::<usize>();
     match grouping {
         Grouping::Blocks { axis, size } if after(axis) > 1 => {
-            scattered_blocks(x, shape[axis], size, after(axis), rule.statistic, put);
+            scattered_blocks(x, shape[axis], size, after(axis), statistic, put);
         }
         // As one block of all rows.
         Grouping::Axis(axis) if after(axis) == 1 && (before(axis) <= FEW_ROWS || ordered && shape[axis] >= NARROW) => {
-            scattered_blocks(x, before(axis), before(axis), shape[axis], rule.statistic, put);
+            scattered_blocks(x, before(axis), before(axis), shape[axis], statistic, put);
         }
         Grouping::Axis(axis) if !ordered && after(axis) < LONG_RUN => {
-            channels(x, shape[axis], after(axis), rule.statistic, put);
+            channels(x, shape[axis], after(axis), statistic, put);
         }
         _ => in_order(
             x,
             grouping,
             #[inline(always)]
-            |_, piece| rule.statistic.observe(piece),
+            |_, piece| statistic.observe(piece),
             put,
         ),
     }

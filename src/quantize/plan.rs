@@ -149,23 +149,6 @@ pub(super) struct Scaler<'a> {
 }
 
 impl Scaler<'_> {
-    /// Writes for each element of `range` the number of its group.
-    #[inline(always)]
-    fn spread(&self, range: Range<usize>, numbers: &[f32], out: &mut [f32; TILE]) {
-        self.map.runs(
-            range,
-            #[inline(always)]
-            |position, index, step, count| {
-                let out = &mut out[position..position + count];
-                match step {
-                    0 => out.fill(numbers[index]),
-                    1 => out.copy_from_slice(&numbers[index..index + count]),
-                    _ => out.iter_mut().zip(numbers[index..].iter().step_by(step)).for_each(|(out, n)| *out = *n),
-                }
-            },
-        );
-    }
-
     /// Runs the kernel of a tile: `x` are its numbers, needed where scales are observed.
     #[inline(always)]
     pub fn drive(&self, place: Place, x: &[f32], runs: &mut Runs, tile: &mut impl Tile) {
@@ -216,9 +199,9 @@ impl Scaler<'_> {
         match self.scales {
             Scales::Known { scale, second, kind } if self.map.is_fine() => {
                 runs.count = range.len();
-                self.spread(range.clone(), scale, &mut runs.scale);
+                self.map.spread(range.clone(), scale, &mut runs.scale);
                 if kind != Second::Nothing {
-                    self.spread(range, second, &mut runs.second);
+                    self.map.spread(range, second, &mut runs.second);
                 }
                 kind
             }
@@ -407,7 +390,7 @@ fn room<'a>(slice: &'a mut [f32], own: &'a mut Vec<f32>, length: usize) -> &'a m
 }
 
 /// Where float results go: straight into place, or through a tile's buffer.
-pub(super) struct Sink<'a> {
+pub(crate) struct Sink<'a> {
     out: &'a ViewMut<'a>,
     direct: bool,
     stream: bool,
@@ -430,7 +413,7 @@ impl<'a> Sink<'a> {
     /// # Safety
     /// The range is in bounds and nobody else touches it meanwhile.
     #[inline(always)]
-    pub unsafe fn put(&self, range: Range<usize>, buffer: &mut [f32; TILE], fill: impl FnOnce(&mut [f32])) {
+    pub unsafe fn put(&self, range: Range<usize>, buffer: &mut [f32], fill: impl FnOnce(&mut [f32])) {
         // A line that is streamed in parts costs more than one that is read first.
         let whole_lines = (range.start | range.len()).is_multiple_of(LINE);
         if self.direct || self.stream && !whole_lines {

@@ -11,7 +11,7 @@ import torch
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("torch*.md")))
+@pytest.mark.parametrize("page", sorted(path.name for path in [*DOCS.glob("torch*.md"), DOCS / "qtorch.md"]))
 def test_examples(page: str) -> None:
     state = torch.get_rng_state()
     result = doctest.testfile(str(DOCS / page), module_relative=False)
