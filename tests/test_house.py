@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"error", "cpu", "stream", "parallel", "simd", "pack", "rans", "view"},
     {"formats", "scale"},
-    {"quantize", "fwht", "onebit", "clip"},
+    {"quantize", "fwht", "onebit", "clip", "optim"},
     {"message", "gemm"},
     {"py"},
 ]

@@ -275,3 +275,18 @@ def summable_decode(
     words: tuple[int, int] | None,
     senders: Sequence[int],
 ) -> NDArray[np.float32]: ...
+def sgd_step(
+    tensors: Sequence[tuple[int, NDArray[np.uint16], NDArray[Any], Sequence[NDArray[Any]]]],
+    key: tuple[int, int],
+    labels: Sequence[tuple[int, int]],
+    nearest: bool,
+    numbers: Sequence[float],
+    nesterov: bool,
+) -> None: ...
+def adam_step(
+    tensors: Sequence[tuple[int, NDArray[np.uint16], NDArray[Any], Sequence[NDArray[Any]]]],
+    key: tuple[int, int],
+    labels: Sequence[tuple[int, int]],
+    nearest: bool,
+    numbers: Sequence[float],
+) -> None: ...

@@ -7,6 +7,7 @@ mod format;
 mod hadamard;
 mod message;
 mod onebit;
+mod optim;
 mod quantize;
 mod scaling;
 
@@ -36,6 +37,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::onebit::{onebit_decode, onebit_encode, onebit_noise, onebit_pairs};
+    #[pymodule_export]
+    use super::optim::{adam_step, sgd_step};
     #[pymodule_export]
     use super::quantize::{
         clip_bits, dequantize, fake_quantize, keep_inside, pack, pack_three, quantize, round_with_words, scale_codes,
