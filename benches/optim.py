@@ -1,7 +1,7 @@
 """Time a step of AdamW: bfloat16 weights rounded at random (`LowPrecision`), beside torch's fused AdamW in float32.
 
 ``python benches/optim.py`` (lowbit and torch importable) prints a table; contenders take turns, medians with quartiles.
-With ``--record`` it also writes ``benches/records/<processor>/optim-<day>.csv``.
+With ``--record`` it also writes ``benches/records/<processor>/<day>-optim.csv``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ COLUMNS = ("utc", "cpu", "level", "threads", "tensors", "contender", "ms", "q1",
 
 
 def contenders() -> dict[str, Any]:
-    """What makes each optimizer of a list of lengths."""
+    """Give functions that make each optimizer of a list of lengths."""
     import torch
 
     from lowbit.torch.optim import LowPrecision
@@ -132,8 +133,9 @@ def main() -> None:
             rows.append({**machine, **row, **extra, "versions": json.dumps(machine["versions"])})
         assert run.wait() == 0
     if options.record:
-        folder = HERE / "records" / next((HERE / "records").iterdir()).name
-        with (folder / f"optim-{now:%Y-%m-%d}.csv").open("w", newline="") as file:
+        folder = HERE / "records" / re.sub(r"[^a-z0-9]+", "-", rows[0]["cpu"].lower()).strip("-")
+        folder.mkdir(exist_ok=True)
+        with (folder / f"{now:%Y-%m-%d}-optim.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)

@@ -142,74 +142,92 @@ impl Stored for u16 {
     }
 }
 
+/// Numbers of one tile.
+type Tile = [f32; TILE];
+
 /// The arithmetic of a rule with so many states.
 trait Update<const STATES: usize>: Copy + Sync {
-    /// The new weight and states of one element.
-    fn step(&self, w: f32, g: f32, states: [f32; STATES]) -> (f32, [f32; STATES]);
+    /// Steps weights and states.
+    fn step(&self, w: &mut Tile, g: &Tile, states: &mut [Tile; STATES]);
 }
 
 impl Update<0> for Sgd {
     #[inline(always)]
-    fn step(&self, w: f32, g: f32, _: [f32; 0]) -> (f32, [f32; 0]) {
-        let g = self.sign * g + self.weight_decay * w;
-        (w - self.lr * g, [])
+    fn step(&self, w: &mut Tile, g: &Tile, _: &mut [Tile; 0]) {
+        for (w, g) in w.iter_mut().zip(g) {
+            let g = self.sign * g + self.weight_decay * *w;
+            *w -= self.lr * g;
+        }
     }
 }
 
 impl Update<1> for Sgd {
     #[inline(always)]
-    fn step(&self, w: f32, g: f32, [b]: [f32; 1]) -> (f32, [f32; 1]) {
-        let g = self.sign * g + self.weight_decay * w;
-        let b = self.momentum * b + self.share * g;
-        let ahead = g + self.momentum * b;
-        (w - self.lr * if self.nesterov { ahead } else { b }, [b])
+    fn step(&self, w: &mut Tile, g: &Tile, [b]: &mut [Tile; 1]) {
+        for ((w, g), b) in w.iter_mut().zip(g).zip(b) {
+            let g = self.sign * g + self.weight_decay * *w;
+            *b = self.momentum * *b + self.share * g;
+            let ahead = g + self.momentum * *b;
+            *w -= self.lr * if self.nesterov { ahead } else { *b };
+        }
     }
 }
 
 impl Update<2> for Adam {
     #[inline(always)]
-    fn step(&self, w: f32, g: f32, [m, v]: [f32; 2]) -> (f32, [f32; 2]) {
-        let g = self.sign * g + self.weight_decay * w;
-        let m = m + self.share1 * (g - m);
-        let v = self.beta2 * v + self.share2 * (g * g);
-        (self.keep * w - self.size * (m / (v.sqrt() * self.root + self.eps)), [m, v])
+    fn step(&self, w: &mut Tile, g: &Tile, [m, v]: &mut [Tile; 2]) {
+        for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+            let g = self.sign * g + self.weight_decay * *w;
+            *m += self.share1 * (g - *m);
+            *v = self.beta2 * *v + self.share2 * (g * g);
+            *w = self.keep * *w - self.size * (*m / (v.sqrt() * self.root + self.eps));
+        }
     }
 }
 
-/// Random words of the next tile, where a number of this kind needs any.
+/// Widens up to a tile.
 #[inline(always)]
-fn draw<T: Stored, const NEAREST: bool>(stream: Stream, first: usize, words: &mut [u32]) {
-    if T::ROUNDED && !NEAREST {
-        stream.fill(first as u64, words);
+fn load<T: Stored>(from: &[T], to: &mut Tile) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.wide();
     }
 }
 
-/// A step of one run of elements, the first of which is number `first` of its tensor.
+/// Rounds them where they are stored in fewer bits.
+#[inline(always)]
+fn store<T: Stored, const NEAREST: bool>(from: &Tile, stream: Stream, first: usize, to: &mut [T]) {
+    let mut words = [0; TILE];
+    if T::ROUNDED && !NEAREST {
+        stream.fill(first as u64, &mut words[..to.len()]);
+    }
+    for ((to, from), word) in to.iter_mut().zip(from).zip(&words) {
+        *to = T::narrow::<NEAREST>(*from, *word);
+    }
+}
+
+/// A step of one run of elements, the first of which is number `first` of its tensor. The arithmetic runs in tiles of
+/// its own: separate loops over separate memory are what compilers make vectors of.
 #[inline(always)]
 fn pass<U: Update<N>, G: Stored, S: Stored, const N: usize, const NEAREST: bool>(
     rule: U,
     first: usize,
     weight: &mut [u16],
     gradient: &[G],
-    states: [&mut [S]; N],
+    mut states: [&mut [S]; N],
     streams: (Stream, [Stream; N]),
 ) {
-    let (mut words, mut drawn) = ([0; TILE], [[0; TILE]; N]);
-    let mut states = states.map(|state| state.chunks_mut(TILE));
-    for (tile, (w, g)) in weight.chunks_mut(TILE).zip(gradient.chunks(TILE)).enumerate() {
-        let (at, n) = (first + tile * TILE, w.len());
-        draw::<u16, NEAREST>(streams.0, at, &mut words[..n]);
-        for (stream, words) in streams.1.iter().zip(&mut drawn) {
-            draw::<S, NEAREST>(*stream, at, &mut words[..n]);
+    let (mut w, mut g, mut s) = ([0.0; TILE], [0.0; TILE], [[0.0; TILE]; N]);
+    for start in (0..weight.len()).step_by(TILE) {
+        let range = start..weight.len().min(start + TILE);
+        load(&weight[range.clone()], &mut w);
+        load(&gradient[range.clone()], &mut g);
+        for (state, s) in states.iter().zip(&mut s) {
+            load(&state[range.clone()], s);
         }
-        let g = &g[..n];
-        let s = states.each_mut().map(|state| &mut state.next().unwrap_or_default()[..n]);
-        for i in 0..n {
-            let (new, kept) = rule.step(w[i].wide(), g[i].wide(), std::array::from_fn(|k| s[k][i].wide()));
-            w[i] = u16::narrow::<NEAREST>(new, words[i]);
-            for k in 0..N {
-                s[k][i] = S::narrow::<NEAREST>(kept[k], drawn[k][i]);
-            }
+        rule.step(&mut w, &g, &mut s);
+        store::<u16, NEAREST>(&w, streams.0, first + start, &mut weight[range.clone()]);
+        for ((state, s), stream) in states.iter_mut().zip(&s).zip(streams.1) {
+            store::<S, NEAREST>(s, stream, first + start, &mut state[range.clone()]);
         }
     }
 }
