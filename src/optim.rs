@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
+use crate::simd;
 use crate::stream::{Key, Purpose, Stream};
 
 /// Numbers of one parallel piece of work; even, so that pieces begin with a pair of words.
@@ -128,106 +129,151 @@ impl Stored for u16 {
     /// What the format `bfloat16` rounds to with this word.
     #[inline(always)]
     fn narrow<const NEAREST: bool>(x: f32, word: u32) -> Self {
-        const LARGEST: u32 = 0x7f7f_0000;
-        const INFINITY: u32 = 0x7f80_0000;
+        const LARGEST: f32 = f32::from_bits(0x7f7f_0000);
         const NAN: u32 = 0x7fc0_0000;
-        let (bits, sign) = (x.to_bits(), x.to_bits() & 0x8000_0000);
-        let magnitude = bits & 0x7fff_ffff;
-        let clamped = if magnitude < LARGEST { magnitude } else { LARGEST };
+        // NaN passes both comparisons.
+        let x = if LARGEST < x { LARGEST } else { x };
+        let x = if -LARGEST > x { -LARGEST } else { x };
+        let bits = x.to_bits();
         // Up iff word < dropped bits, over 2^16 both; so "away from zero" reads the word inverted above zero, and the
         // sum carries into the kept bits exactly then.
-        let added = if NEAREST { 0x7fff + (clamped >> 16 & 1) } else { (word ^ !((bits as i32 >> 31) as u32)) >> 16 };
-        let rounded = (clamped + added) & 0xffff_0000 | sign;
-        ((if magnitude > INFINITY { NAN } else { rounded }) >> 16) as u16
+        let added = if NEAREST { 0x7fff + (bits >> 16 & 1) } else { (word ^ !((bits as i32 >> 31) as u32)) >> 16 };
+        let is_nan = u32::from(x.is_nan()).wrapping_neg();
+        ((bits.wrapping_add(added) & !is_nan | NAN & is_nan) >> 16) as u16
     }
 }
 
-/// Numbers of one tile.
-type Tile = [f32; TILE];
+/// Asks for the memory of the tile after the next.
+#[inline(always)]
+fn ahead<T>(tile: &[T]) {
+    simd::prefetch(tile.as_ptr().wrapping_add(2 * TILE).cast(), tile.len() * size_of::<T>() / 4);
+}
 
-/// The arithmetic of a rule with so many states.
+/// Random words of a tile, for each of the arrays that a rule writes.
+struct Words<const ARRAYS: usize> {
+    streams: [Stream; ARRAYS],
+    words: [[u32; TILE]; ARRAYS],
+}
+
+impl<const ARRAYS: usize> Words<ARRAYS> {
+    fn new(streams: [Stream; ARRAYS]) -> Self {
+        Words { streams, words: [[0; TILE]; ARRAYS] }
+    }
+
+    /// Those of elements `first..first + n`: the weight's, and the states' where these are rounded.
+    #[inline(always)]
+    fn draw<S: Stored, const NEAREST: bool>(&mut self, first: usize, n: usize) {
+        let arrays = if NEAREST {
+            0
+        } else if S::ROUNDED {
+            ARRAYS
+        } else {
+            1
+        };
+        for (stream, words) in self.streams.iter().zip(&mut self.words).take(arrays) {
+            stream.fill(first as u64, &mut words[..n]);
+        }
+    }
+}
+
+/// A rule with so many states.
 trait Update<const STATES: usize>: Copy + Sync {
-    /// Steps weights and states.
-    fn step(&self, w: &mut Tile, g: &Tile, states: &mut [Tile; STATES]);
+    /// Steps one run of elements, the first of which is number `first` of its tensor.
+    fn pass<G: Stored, S: Stored, const NEAREST: bool>(
+        self,
+        first: usize,
+        weight: &mut [u16],
+        gradient: &[G],
+        states: [&mut [S]; STATES],
+        streams: &[Stream],
+    );
 }
 
 impl Update<0> for Sgd {
     #[inline(always)]
-    fn step(&self, w: &mut Tile, g: &Tile, _: &mut [Tile; 0]) {
-        for (w, g) in w.iter_mut().zip(g) {
-            let g = self.sign * g + self.weight_decay * *w;
-            *w -= self.lr * g;
+    fn pass<G: Stored, S: Stored, const NEAREST: bool>(
+        self,
+        first: usize,
+        weight: &mut [u16],
+        gradient: &[G],
+        _: [&mut [S]; 0],
+        streams: &[Stream],
+    ) {
+        let mut drawn = Words::new([streams[0]]);
+        for (tile, (w, g)) in weight.chunks_mut(TILE).zip(gradient.chunks(TILE)).enumerate() {
+            ahead(w);
+            ahead(g);
+            drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
+            for ((w, g), word) in w.iter_mut().zip(g).zip(&drawn.words[0]) {
+                let x = w.wide();
+                let g = self.sign * g.wide() + self.weight_decay * x;
+                *w = u16::narrow::<NEAREST>(x - self.lr * g, *word);
+            }
         }
     }
 }
 
 impl Update<1> for Sgd {
     #[inline(always)]
-    fn step(&self, w: &mut Tile, g: &Tile, [b]: &mut [Tile; 1]) {
-        for ((w, g), b) in w.iter_mut().zip(g).zip(b) {
-            let g = self.sign * g + self.weight_decay * *w;
-            *b = self.momentum * *b + self.share * g;
-            let ahead = g + self.momentum * *b;
-            *w -= self.lr * if self.nesterov { ahead } else { *b };
+    fn pass<G: Stored, S: Stored, const NEAREST: bool>(
+        self,
+        first: usize,
+        weight: &mut [u16],
+        gradient: &[G],
+        [buffer]: [&mut [S]; 1],
+        streams: &[Stream],
+    ) {
+        let mut drawn = Words::new([streams[0], streams[1]]);
+        let tiles = weight.chunks_mut(TILE).zip(gradient.chunks(TILE)).zip(buffer.chunks_mut(TILE));
+        for (tile, ((w, g), b)) in tiles.enumerate() {
+            ahead(w);
+            ahead(g);
+            ahead(b);
+            drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
+            let words = drawn.words[0].iter().zip(&drawn.words[1]);
+            for (((w, g), b), (word, word_b)) in w.iter_mut().zip(g).zip(b).zip(words) {
+                let x = w.wide();
+                let g = self.sign * g.wide() + self.weight_decay * x;
+                let new = self.momentum * b.wide() + self.share * g;
+                let ahead = g + self.momentum * new;
+                *w = u16::narrow::<NEAREST>(x - self.lr * if self.nesterov { ahead } else { new }, *word);
+                *b = S::narrow::<NEAREST>(new, *word_b);
+            }
         }
     }
 }
 
 impl Update<2> for Adam {
     #[inline(always)]
-    fn step(&self, w: &mut Tile, g: &Tile, [m, v]: &mut [Tile; 2]) {
-        for ((w, g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
-            let g = self.sign * g + self.weight_decay * *w;
-            *m += self.share1 * (g - *m);
-            *v = self.beta2 * *v + self.share2 * (g * g);
-            *w = self.keep * *w - self.size * (*m / (v.sqrt() * self.root + self.eps));
-        }
-    }
-}
-
-/// Widens up to a tile.
-#[inline(always)]
-fn load<T: Stored>(from: &[T], to: &mut Tile) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = from.wide();
-    }
-}
-
-/// Rounds them where they are stored in fewer bits.
-#[inline(always)]
-fn store<T: Stored, const NEAREST: bool>(from: &Tile, stream: Stream, first: usize, to: &mut [T]) {
-    let mut words = [0; TILE];
-    if T::ROUNDED && !NEAREST {
-        stream.fill(first as u64, &mut words[..to.len()]);
-    }
-    for ((to, from), word) in to.iter_mut().zip(from).zip(&words) {
-        *to = T::narrow::<NEAREST>(*from, *word);
-    }
-}
-
-/// A step of one run of elements, the first of which is number `first` of its tensor. The arithmetic runs in tiles of
-/// its own: separate loops over separate memory are what compilers make vectors of.
-#[inline(always)]
-fn pass<U: Update<N>, G: Stored, S: Stored, const N: usize, const NEAREST: bool>(
-    rule: U,
-    first: usize,
-    weight: &mut [u16],
-    gradient: &[G],
-    mut states: [&mut [S]; N],
-    streams: (Stream, [Stream; N]),
-) {
-    let (mut w, mut g, mut s) = ([0.0; TILE], [0.0; TILE], [[0.0; TILE]; N]);
-    for start in (0..weight.len()).step_by(TILE) {
-        let range = start..weight.len().min(start + TILE);
-        load(&weight[range.clone()], &mut w);
-        load(&gradient[range.clone()], &mut g);
-        for (state, s) in states.iter().zip(&mut s) {
-            load(&state[range.clone()], s);
-        }
-        rule.step(&mut w, &g, &mut s);
-        store::<u16, NEAREST>(&w, streams.0, first + start, &mut weight[range.clone()]);
-        for ((state, s), stream) in states.iter_mut().zip(&s).zip(streams.1) {
-            store::<S, NEAREST>(s, stream, first + start, &mut state[range.clone()]);
+    fn pass<G: Stored, S: Stored, const NEAREST: bool>(
+        self,
+        first: usize,
+        weight: &mut [u16],
+        gradient: &[G],
+        [mean, square]: [&mut [S]; 2],
+        streams: &[Stream],
+    ) {
+        let mut drawn = Words::new([streams[0], streams[1], streams[2]]);
+        let tiles = weight.chunks_mut(TILE).zip(gradient.chunks(TILE));
+        let moments = mean.chunks_mut(TILE).zip(square.chunks_mut(TILE));
+        for (tile, ((w, g), (m, v))) in tiles.zip(moments).enumerate() {
+            ahead(w);
+            ahead(g);
+            ahead(m);
+            ahead(v);
+            drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
+            let [words, words_m, words_v] = &drawn.words;
+            let words = words.iter().zip(words_m.iter().zip(words_v));
+            for (((w, g), (m, v)), (word, (word_m, word_v))) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v)).zip(words)
+            {
+                let (x, old, square) = (w.wide(), m.wide(), v.wide());
+                let g = self.sign * g.wide() + self.weight_decay * x;
+                let mean = old + self.share1 * (g - old);
+                let square = self.beta2 * square + self.share2 * (g * g);
+                let new = self.keep * x - self.size * (mean / (square.sqrt() * self.root + self.eps));
+                *w = u16::narrow::<NEAREST>(new, *word);
+                (*m, *v) = (S::narrow::<NEAREST>(mean, *word_m), S::narrow::<NEAREST>(square, *word_v));
+            }
         }
     }
 }
@@ -303,17 +349,16 @@ impl<'a> Job<'a> {
     ) {
         // SAFETY: by the caller's promise.
         let weight = unsafe { self.weight.part(range.clone()) };
-        let streams = (self.streams[0], std::array::from_fn(|k| self.streams[k + 1]));
         match &self.states {
             Memory::Float(states) => {
                 // SAFETY: by the caller's promise.
                 let states = std::array::from_fn(|k| unsafe { states[k].part(range.clone()) });
-                run(rule, nearest, range.start, weight, gradient, states, streams);
+                run(rule, nearest, range.start, weight, gradient, states, &self.streams);
             }
             Memory::Brain(states) => {
                 // SAFETY: by the caller's promise.
                 let states = std::array::from_fn(|k| unsafe { states[k].part(range.clone()) });
-                run(rule, nearest, range.start, weight, gradient, states, streams);
+                run(rule, nearest, range.start, weight, gradient, states, &self.streams);
             }
         }
     }
@@ -327,18 +372,18 @@ fn run<U: Update<N>, G: Stored, S: Stored, const N: usize>(
     weight: &mut [u16],
     gradient: &[G],
     states: [&mut [S]; N],
-    streams: (Stream, [Stream; N]),
+    streams: &[Stream],
 ) {
     let level = Level::current();
     if nearest {
         level.run(
             #[inline(always)]
-            || pass::<U, G, S, N, true>(rule, first, weight, gradient, states, streams),
+            || rule.pass::<G, S, true>(first, weight, gradient, states, streams),
         );
     } else {
         level.run(
             #[inline(always)]
-            || pass::<U, G, S, N, false>(rule, first, weight, gradient, states, streams),
+            || rule.pass::<G, S, false>(first, weight, gradient, states, streams),
         );
     }
 }

@@ -197,6 +197,9 @@ class LowPrecision(Optimizer):
             hooks = self.optimizer.__dict__.setdefault(name, OrderedDict())
             setattr(self, name, hooks)
         self.defaults = self.optimizer.defaults
+        self._fused = None
+        if self.accumulator is None:
+            self._fused = _fused.fused(self.optimizer, self.weight, self.momentum)
         self._patch_step_function()  # type: ignore[no-untyped-call]
 
     @property
@@ -275,24 +278,23 @@ class LowPrecision(Optimizer):
         return loss
 
     def _step(self, closure: Callable[[], Any] | None, key: lb.Key) -> Any:
-        loss, fused = None, None
-        if self.accumulator is None:
-            fused = _fused.fused(self.optimizer, self.weight, self.momentum)
-        if closure is not None and (fused or self.store.packed):
+        loss = None
+        if closure is not None and (self._fused is not None or self.store.packed):
             # SGD and Adam call it once, before anything else.
             with torch.enable_grad():
                 loss = closure()
             closure = None
-        parameters = ((group, p) for group in self.param_groups for p in group["params"])
-        work = [
-            Work(index, group, p, p)
-            for index, (group, p) in enumerate(parameters)
-            if (p.grad is not None if closure is None else p.requires_grad)
-        ]
-        for item in work:
-            self._check_dense(item)
-        if fused is not None:
-            work = self._step_fused(fused, work, key)
+        work, first = [], 0
+        for group in self.param_groups:
+            found = []
+            for index, p in enumerate(group["params"], first):
+                if p.grad is not None if closure is None else p.requires_grad:
+                    found.append(Work(index, group, p, p))
+                    self._check_dense(found[-1])
+            first += len(group["params"])
+            if self._fused is not None and _fused.suits(group):
+                found = self._step_fused(self._fused, group, found, key)
+            work += found
         if not self.store.packed:
             return self._step_all(work, closure, key) if work else loss
         options = Options()
@@ -301,23 +303,22 @@ class LowPrecision(Optimizer):
             self._step_all([item], None, key)
         return loss
 
-    def _step_fused(self, fused: _fused.Fused, work: list[Work], key: lb.Key) -> list[Work]:
-        """Step what the core can step; give the rest."""
-        rest = []
-        tensors: dict[int, list[Any]] = {id(group): [] for group in self.param_groups}
+    def _step_fused(self, fused: _fused.Fused, group: dict[str, Any], work: list[Work], key: lb.Key) -> list[Work]:
+        """Step what the core can step of a group; give the rest."""
+        tensors, rest = [], []
         for item in work:
-            if _fused.fits(item.p, item.group, self.state.get(item.p, {})):
-                grad = item.p.grad
+            p, state = item.p, self.state[item.p]
+            if _fused.fits(p, state):
+                grad = p.grad
                 assert grad is not None
                 if self.grad is not None:
                     grad = self._rounded(grad.to(torch.float32, copy=True), item.index, key)
-                tensors[id(item.group)].append((item.index, item.p, grad, self.state[item.p]))
+                tensors.append((item.index, p, grad, state))
             else:
                 rest.append(item)
-        for group in self.param_groups:
-            if tensors[id(group)]:
-                fused.step(group, tensors[id(group)], key)
-                self.momentum.check_names({name for *_, state in tensors[id(group)] for name in state})
+        if tensors:
+            fused.step(group, tensors, key)
+            self.momentum.check_names(set(tensors[0][-1]))
         return rest
 
     def _step_all(self, work: list[Work], closure: Callable[[], Any] | None, key: lb.Key) -> Any:
