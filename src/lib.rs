@@ -11,6 +11,7 @@ pub mod formats;
 pub mod fwht;
 pub mod message;
 pub mod onebit;
+pub mod optim;
 pub mod pack;
 pub mod parallel;
 pub mod qtorch;

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"error", "cpu", "stream", "parallel", "simd", "pack", "rans", "view"},
     {"formats", "scale"},
-    {"quantize", "fwht", "onebit", "clip", "convex", "qtorch"},
+    {"quantize", "fwht", "onebit", "clip", "convex", "optim", "qtorch"},
     {"message", "gemm"},
     {"py"},
 ]

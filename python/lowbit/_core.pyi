@@ -307,3 +307,18 @@ def convex_integer(
     first: int,
     steps: int,
 ) -> NDArray[Any]: ...
+def sgd_step(
+    tensors: Sequence[tuple[int, NDArray[np.uint16], NDArray[Any], Sequence[NDArray[Any]]]],
+    key: tuple[int, int],
+    labels: Sequence[tuple[int, int]],
+    nearest: bool,
+    numbers: Sequence[float],
+    nesterov: bool,
+) -> None: ...
+def adam_step(
+    tensors: Sequence[tuple[int, NDArray[np.uint16], NDArray[Any], Sequence[NDArray[Any]]]],
+    key: tuple[int, int],
+    labels: Sequence[tuple[int, int]],
+    nearest: bool,
+    numbers: Sequence[float],
+) -> None: ...

@@ -40,7 +40,7 @@ fn is_writeable(array: &Bound<'_, PyUntypedArray>) -> bool {
 }
 
 /// The half-open range of addresses that an array's elements take.
-fn extent(array: &Bound<'_, PyUntypedArray>) -> (usize, usize) {
+pub(super) fn extent(array: &Bound<'_, PyUntypedArray>) -> (usize, usize) {
     let start = data(array) as isize;
     if array.is_empty() {
         return (start as usize, start as usize);

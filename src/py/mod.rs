@@ -8,6 +8,7 @@ mod format;
 mod hadamard;
 mod message;
 mod onebit;
+mod optim;
 mod qtorch;
 mod quantize;
 mod scaling;
@@ -40,6 +41,8 @@ mod _core {
     };
     #[pymodule_export]
     use super::onebit::{onebit_decode, onebit_encode, onebit_noise, onebit_pairs};
+    #[pymodule_export]
+    use super::optim::{adam_step, sgd_step};
     #[pymodule_export]
     use super::qtorch::{qtorch_block, qtorch_fixed, qtorch_float};
     #[pymodule_export]

@@ -15,7 +15,7 @@ except ModuleNotFoundError:
     message = "lowbit.torch needs PyTorch: pip install 'lowbit[torch]'"
     raise ModuleNotFoundError(message, name="torch") from None
 
-from lowbit.torch import nn, ops, qtorch, recipes
+from lowbit.torch import nn, ops, optim, qtorch, recipes
 from lowbit.torch._freeze import freeze
 from lowbit.torch._prepare import param_groups, prepare
 from lowbit.torch._spec import Products, Recipe, Rotation, Spec
@@ -30,6 +30,7 @@ __all__ = [
     "freeze",
     "nn",
     "ops",
+    "optim",
     "param_groups",
     "prepare",
     "qtorch",
