@@ -6,6 +6,7 @@ compiler, which would else look into NumPy.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,16 @@ from lowbit.torch._product import Call, Held, Saved
 from lowbit.torch._spec import Products
 
 _Gradients = tuple[Tensor | None, ...]
+
+#: The records of the sites that are alive, by their numbers: what a compiled graph writes to. Were it handed the record,
+#: which its backward pass changes, a second call before that pass would find a tensor that it had kept changed.
+RECORDS: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+
+
+def _record(number: Tensor) -> Tensor:
+    """Find a site's record, or somewhere to write that nobody reads."""
+    record = RECORDS.get(int(number))
+    return torch.zeros(len(_product.SLOTS)) if record is None else record
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ def product(
     grad_scale: Tensor | None,
     grad_max: Tensor | None,
     record: Tensor,
+    number: Tensor,
     plan: Plan,
     geometry: Convolution | None,
     recording: bool,
@@ -69,7 +81,7 @@ def product(
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, w, bias, clip) if t is not None)
     if _keys.watched() or x.device.type == "meta":
         y, *_, seen = _forward_op(
-            x, w, bias, clip, key, grad_scale, grad_max, record, plan.text, _listed(geometry), wanted, recording
+            x, w, bias, clip, key, grad_scale, grad_max, number, plan.text, _listed(geometry), wanted, recording
         )
         if recording:
             record[1 : _product.FORWARD_SLOTS] = seen.detach()[1:]
@@ -189,7 +201,7 @@ def _forward_op(
     key: Tensor | None,
     grad_scale: Tensor | None,
     grad_max: Tensor | None,
-    record: Tensor,
+    number: Tensor,
     products: str,
     geometry: list[int],
     keep: bool,
@@ -209,7 +221,7 @@ def _(x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return y, *_product.kept_sizes(x, w, call), seen
 
 
-@torch.library.custom_op("lowbit::product_backward", mutates_args=("record",))
+@torch.library.custom_op("lowbit::product_backward", mutates_args=())
 def _backward_op(
     g: Tensor,
     x: Tensor,
@@ -218,7 +230,7 @@ def _backward_op(
     kept: list[Tensor],
     grad_scale: Tensor | None,
     grad_max: Tensor | None,
-    record: Tensor,
+    number: Tensor,
     products: str,
     geometry: list[int],
     recording: bool,
@@ -235,7 +247,7 @@ def _backward_op(
         key,
         grad_scale,
         grad_max,
-        record,
+        _record(number),
         call,
         tuple(shape),
         four,
@@ -252,16 +264,16 @@ def _(g: Tensor, x: Tensor, w: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, w, *_, key, grad_scale, grad_max, record, products, geometry, keep, recording = inputs
+    x, w, *_, key, grad_scale, grad_max, number, products, geometry, keep, recording = inputs
     _, *flat, seen = output
     ctx.mark_non_differentiable(*flat, seen)
     call = Call(Products.parse(products), _geometry(geometry), keep, recording, fixed=True)
-    _keep(ctx, x, w, key, grad_scale, grad_max, record, call, tuple(flat))
+    _keep(ctx, x, w, key, grad_scale, grad_max, number, call, tuple(flat))
 
 
 def _backward(ctx: Any, g: Tensor, *_: Any) -> _Gradients:
     x, w, key, *flat = ctx.saved_tensors
-    grad_scale, grad_max, record, call, shape, dtype = ctx.rest
+    grad_scale, grad_max, number, call, shape, dtype = ctx.rest
     needs = list(ctx.needs_input_grad[:4])
     grads = _backward_op(
         g,
@@ -271,7 +283,7 @@ def _backward(ctx: Any, g: Tensor, *_: Any) -> _Gradients:
         flat,
         grad_scale,
         grad_max,
-        record,
+        number,
         call.products.text,
         _listed(call.geometry),
         call.recording,

@@ -273,9 +273,10 @@ def freeze(model: Model, *, cross_attention: bool = False, quiet: bool = False) 
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     before = _bytes(frozen)
     floats = 0
+    tied: _Tied = {}
     for name, module in list(frozen.named_modules()):
         for weight, spec in _weights(module):
-            floats += _freeze(module, weight, spec, f"{name}.{weight}".lstrip("."), cross_attention)
+            floats += _freeze(module, weight, spec, f"{name}.{weight}".lstrip("."), cross_attention, tied)
     packed = [module for module in frozen.modules() if isinstance(module, PackedWeight)]
     if not packed:
         raise lb.Error(
@@ -302,12 +303,17 @@ def _weights(module: nn.Module) -> list[tuple[str, Spec]]:
     return found
 
 
-def _freeze(module: nn.Module, name: str, spec: Spec, path: str, cross_attention: bool) -> int:
-    """Put packed codes in the place of a Parameter and give its bytes."""
+#: Of every Parameter and spec the Parameter, which must not go before its number is forgotten, and its codes.
+_Tied = dict[tuple[int, Spec], tuple[Tensor, PackedWeight]]
+
+
+def _freeze(module: nn.Module, name: str, spec: Spec, path: str, cross_attention: bool, tied: _Tied) -> int:
+    """Put packed codes in the place of a Parameter and give its bytes, or none where a tied one has them already."""
     weight: Tensor = getattr(module, name)
+    again = (id(weight), spec) in tied
     if not torch.isfinite(weight).all():
         raise lb.Error(f"model: {path} is not finite everywhere; what is not has no codes")
-    made = PackedWeight(weight, spec)
+    _, made = tied.setdefault((id(weight), spec), (weight, PackedWeight(weight, spec)))
     if cross_attention and name == "in_proj_weight":
         made.parts.extend(PackedWeight(part, spec) for part in weight.chunk(3))
     del module._parameters[name]
@@ -316,7 +322,7 @@ def _freeze(module: nn.Module, name: str, spec: Spec, path: str, cross_attention
         module._flat_weights = []  # torch's own list of them
     elif isinstance(module, quantized.Embedding):
         module.__class__ = FrozenEmbedding
-    return weight.nbytes
+    return 0 if again else weight.nbytes
 
 
 def _bytes(module: nn.Module) -> int:

@@ -63,7 +63,7 @@ def prepare(
     strict : bool
         Raise where a layer cannot be converted, in place of a warning.
     compress_activations : bool
-        Let batch norms and ReLUs keep a compressed input for their gradient (see ``docs/torch.md``).
+        Let batch norms and ReLUs keep a compressed input for their gradient (see ``docs/torch-tools.md``).
 
     Returns
     -------
@@ -98,12 +98,16 @@ def prepare(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, Site) for module in model.modules()):
         raise lb.Error("model: it is prepared already; prepare the float model (a copy of it, kept before)")
+    if any(isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise lb.Error("model: its parameters are another's already; wrap what prepare returns")
     skipped = [skip] if isinstance(skip, str | type) else list(skip)
     for one in skipped:
         if not isinstance(one, str) and not (isinstance(one, type) and issubclass(one, nn.Module)):
             raise TypeError(f"skip: expected names, patterns or types of modules, got {one!r}")
     layers, others = _layers(model, skipped)
     chosen = _chosen(layers, recipe)
+    if recipe.embedding is None:
+        others = [(name, module) for name, module in others if not isinstance(module, nn.Embedding)]
     if others:
         listed = ", ".join(f"{name or 'the model'} ({type(module).__name__})" for name, module in others)
         advice = "they stay float32; name them in skip= if that is meant"
@@ -155,12 +159,16 @@ def _layers(
             layers.append((name, module))
             if isinstance(module, nn.MultiheadAttention):
                 within.append(name)
-        elif not isinstance(module, _FLOAT) and any(True for _ in module.parameters(recurse=False)):
+        elif type(module) in _KINDS or (not isinstance(module, _FLOAT) and _has_parameters(module)):
             others.append((name, module))
     missing = [pattern for pattern in patterns if pattern not in used]
     if missing:
         raise lb.Error(f"skip: no module is called {', '.join(missing)}")
     return layers, others
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
 
 
 def _matches(name: str, skip: list[str | type[nn.Module]]) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import itertools
 import math
 import warnings
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import lowbit as lb
 from lowbit.torch import _keys
-from lowbit.torch._autograd import Plan, product
+from lowbit.torch._autograd import RECORDS, Plan, product
 from lowbit.torch._contract import Convolution
 from lowbit.torch._product import SLOTS, Held, hold
 from lowbit.torch._spec import Products
@@ -23,6 +26,10 @@ from lowbit.torch._spec import Products
 #: Every site that is alive: an optimizer's step is told to those whose weight it moves.
 _SITES: weakref.WeakSet[Site] = weakref.WeakSet()
 _ORDER = itertools.count()
+#: Whether this rank runs a model that the others do not: a trial, which must not wait for them.
+_ALONE = contextvars.ContextVar("lowbit_alone", default=False)
+#: Votes are exchanged in multiples of so many, so that ranks may have different numbers of sites.
+_PADDED = 256
 _UNKNOWN, _UNSIGNED, _SIGNED = -1, 0, 1
 
 
@@ -78,15 +85,20 @@ class Site(nn.Module):
         self.register_buffer("grad_max", torch.tensor(0.0) if "hindsight" in rules else None)
         # No buffer, and on the CPU: what one rank has seen since the last step is no other's.
         self.record = torch.zeros(len(SLOTS))
+        self._enlist()
         self._clip_in_optimizer = False
         self._stepped = False
         self._strange = 0  # steps of optimizers that have not its weight, while none has had it
-        self._order = next(_ORDER)
-        _SITES.add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._enlist()
+
+    def _enlist(self) -> None:
+        """Be one of the sites that are alive, with a number of its own."""
         self._order = next(_ORDER)
+        self._number = torch.tensor(self._order)
+        RECORDS[self._order] = self.record
         _SITES.add(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Site:
@@ -138,6 +150,7 @@ class Site(nn.Module):
             self._see(w if owner is None else owner)
         plan = self._plan if self.clip is None or self._sign != _UNKNOWN else self._first(x)
         # Rows, outside of the product: what it returns must be no view, or nobody could work on it in place.
+        seen = self.training or self.recording
         rows = x.reshape(-1, x.shape[-1]) if geometry is None and x.dim() != 2 else x
         y = product(
             _narrow(rows),
@@ -148,7 +161,8 @@ class Site(nn.Module):
             _keys.draw() if plan.draws(self.training) else None,
             self.grad_scale,
             self.grad_max,
-            self.record if self.training or self.recording else torch.zeros(len(SLOTS)),
+            self.record if seen else torch.zeros(len(SLOTS)),
+            self._number if seen else torch.full((), -1, dtype=torch.int64, device="cpu"),
             plan,
             geometry,
             self.recording,
@@ -238,6 +252,16 @@ class Site(nn.Module):
         self.record[-1] = 0.0
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Run what no other rank runs."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def _leaf(w: Tensor) -> Tensor:
     """Give a weight without what it was computed by (a parametrization), if it was."""
     return w if w.is_leaf else w.detach()
@@ -280,7 +304,6 @@ def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Tell every site whose weight this optimizer moves, or none does, that a step was taken."""
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     sites = []
-    # In the order in which they were made, which is the same on every rank.
     for site in sorted(_SITES, key=lambda site: site._order):
         weight = site._weight[0]
         if site.clip is not None and id(site.clip) in moved:
@@ -291,28 +314,38 @@ def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         # A weight that no optimizer has is frozen, computed, or a copy of what one moves; or its own has yet to step.
         if id(weight) in moved or site._strange > 1 or not (weight.requires_grad and weight.is_leaf):
             sites.append(site)
-    scaled = [site for site in sites if site.grad_scale is not None]
-    votes = [site.vote() for site in scaled]
-    if votes and _many():
-        votes = _summed(votes, scaled[0])
-    for site, vote in zip(scaled, votes, strict=True):
+    for site, vote in _voted(sites):
         site.step(vote)
     for site in sites:
         if site.grad_scale is None:
             site.step(0)
 
 
-def _many() -> bool:
-    """Say whether there are other ranks."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _voted(sites: list[Site]) -> list[tuple[Site, int]]:
+    """Give the votes of the sites that take a step, summed over ranks.
 
-
-def _summed(votes: list[int], site: Site) -> list[int]:
-    """Add the votes of all ranks."""
-    assert site.grad_scale is not None
-    total = torch.tensor(votes, device=site.grad_scale.device)
+    A site steps if it does so on any rank, with the votes of all: an optimizer of shards (ZeRO) has other weights on each.
+    """
+    if not _many():
+        return [(site, site.vote()) for site in sites if site.grad_scale is not None]
+    # In the order in which they were made, which is the same on every rank; one that has more of them, such as the
+    # averages of its weights, has made them last.
+    scaled = [site for site in sorted(_SITES, key=lambda site: site._order) if site.grad_scale is not None]
+    if not scaled:
+        return []
+    total = torch.zeros(2, len(scaled) + -len(scaled) % _PADDED, dtype=torch.int64)
+    taken = set(sites)
+    for i, site in enumerate(scaled):
+        total[0, i], total[1, i] = site.vote(), site in taken
+    assert scaled[0].grad_scale is not None
+    total = total.to(scaled[0].grad_scale.device)
     torch.distributed.all_reduce(total)
-    return [int(v) for v in total.tolist()]
+    return [(site, vote) for site, vote, steps in zip(scaled, *total.tolist(), strict=False) if steps]
+
+
+def _many() -> bool:
+    """Say whether there are other ranks that run what this one runs."""
+    return not _ALONE.get() and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 register_optimizer_step_post_hook(_stepped)

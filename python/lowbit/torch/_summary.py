@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 import lowbit as lb
 from lowbit import _table
@@ -18,7 +19,7 @@ from lowbit.torch import nn as quantized
 from lowbit.torch._freeze import PackedWeight
 from lowbit.torch._layers import sites_of
 from lowbit.torch._operands import encode
-from lowbit.torch._site import Site
+from lowbit.torch._site import Site, alone
 from lowbit.torch._spec import Products, Spec
 
 #: Sun et al., NeurIPS 2020: throughput for the area of a multiplier, of FP16's, by the wider operand's bits. 7.3 is
@@ -226,7 +227,8 @@ def summary(model: nn.Module, input: Any = None, *, loss: Callable[[Any], Tensor
     for module in trial.modules():
         if isinstance(module, Site):
             module.recording = True
-    counted = _step(trial, input, loss)
+    with alone():
+        counted = _step(trial, input, loss)
     return Summary(tuple(_rows(trial, counted)))
 
 
@@ -240,7 +242,8 @@ def _step(model: nn.Module, input: Any, loss: Callable[[Any], Tensor] | None) ->
 
     def hook(name: str) -> Callable[..., None]:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            given = (x.data if isinstance(x, PackedSequence) else x for x in (*args, *kwargs.values()))
+            inputs = [x for x in given if isinstance(x, Tensor)]
             for weight, macs in _macs(module, inputs, output).items():
                 counts = counted.setdefault(f"{name}.{weight}".lstrip("."), [0, 0, 0])
                 trained = getattr(getattr(module, weight), "requires_grad", False)
