@@ -9,7 +9,6 @@ use std::ops::Range;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
-use crate::simd;
 use crate::stream::{Key, Purpose, Stream};
 
 /// Numbers of one parallel piece of work; even, so that pieces begin with a pair of words.
@@ -143,12 +142,6 @@ impl Stored for u16 {
     }
 }
 
-/// Asks for the memory of the tile after the next.
-#[inline(always)]
-fn ahead<T>(tile: &[T]) {
-    simd::prefetch(tile.as_ptr().wrapping_add(2 * TILE).cast(), tile.len() * size_of::<T>() / 4);
-}
-
 /// Random words of a tile, for each of the arrays that a rule writes.
 struct Words<const ARRAYS: usize> {
     streams: [Stream; ARRAYS],
@@ -201,8 +194,6 @@ impl Update<0> for Sgd {
     ) {
         let mut drawn = Words::new([streams[0]]);
         for (tile, (w, g)) in weight.chunks_mut(TILE).zip(gradient.chunks(TILE)).enumerate() {
-            ahead(w);
-            ahead(g);
             drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
             for ((w, g), word) in w.iter_mut().zip(g).zip(&drawn.words[0]) {
                 let x = w.wide();
@@ -226,9 +217,6 @@ impl Update<1> for Sgd {
         let mut drawn = Words::new([streams[0], streams[1]]);
         let tiles = weight.chunks_mut(TILE).zip(gradient.chunks(TILE)).zip(buffer.chunks_mut(TILE));
         for (tile, ((w, g), b)) in tiles.enumerate() {
-            ahead(w);
-            ahead(g);
-            ahead(b);
             drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
             let words = drawn.words[0].iter().zip(&drawn.words[1]);
             for (((w, g), b), (word, word_b)) in w.iter_mut().zip(g).zip(b).zip(words) {
@@ -257,10 +245,6 @@ impl Update<2> for Adam {
         let tiles = weight.chunks_mut(TILE).zip(gradient.chunks(TILE));
         let moments = mean.chunks_mut(TILE).zip(square.chunks_mut(TILE));
         for (tile, ((w, g), (m, v))) in tiles.zip(moments).enumerate() {
-            ahead(w);
-            ahead(g);
-            ahead(m);
-            ahead(v);
             drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
             let [words, words_m, words_v] = &drawn.words;
             let words = words.iter().zip(words_m.iter().zip(words_v));
