@@ -406,9 +406,10 @@ pub fn step(rule: Rule, tensors: Vec<Tensor<'_>>, nearest: bool) -> Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::formats::{Codes, Format, Grid, Visit};
+    use crate::formats::{Codes, Format, Visit};
 
     /// bfloat16 as the formats have it.
     struct Rounded(f32, Option<u32>);
