@@ -1,8 +1,7 @@
 //! Steps of optimizers in one pass over memory: weights in bfloat16, arithmetic in float32, rounded as they are written.
 //!
-//! Each element's new numbers are a function of its old ones, a handful of constants and its random words, in plain
-//! additions, multiplications, divisions and square roots in the order written here (`docs/torch-optim.md` states it, a
-//! NumPy twin in the tests repeats it).
+//! New numbers are a function of old ones, constants and random words, in plain additions, multiplications, divisions and
+//! square roots in the order written here (`docs/torch-optim.md` states it, a NumPy twin in the tests repeats it).
 
 use std::ops::Range;
 
