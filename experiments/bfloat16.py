@@ -13,7 +13,7 @@ from torch import nn
 
 from lowbit.torch.optim import LowPrecision
 
-STEPS, LR = 6000, 2e-4
+STEPS, LR = 3000, 2e-4
 IMAGE = Path(__file__).resolve().parent.parent / "docs" / "img" / "bfloat16.png"
 
 
@@ -56,7 +56,7 @@ def main() -> None:
         ("bfloat16, to nearest", "nearest"),
     ):
         curve = losses(rounding)
-        print(f"{label:22} {sum(curve[-100:]) / 100:.4f}")
+        print(f"{label:22} {sum(curve[-100:]) / 100:.2e}")
         axes.semilogy(curve, label=label, linewidth=1)
     axes.set(xlabel=f"steps of AdamW, lr {LR:g}", ylabel="loss")
     axes.legend(frameon=False)

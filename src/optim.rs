@@ -1,15 +1,13 @@
 //! Steps of optimizers in one pass over memory: weights in bfloat16, arithmetic in float32, rounded as they are written.
 //!
-//! Each element's new numbers are a function of its old ones, a handful of constants and its random words, in plain
-//! additions, multiplications, divisions and square roots in the order written here (`docs/torch-optim.md` states it, a
-//! NumPy twin in the tests repeats it).
+//! New numbers are a function of old ones, constants and random words, in plain additions, multiplications, divisions and
+//! square roots in the order written here (`docs/torch-optim.md` states it, a NumPy twin in the tests repeats it).
 
 use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
-use crate::simd;
 use crate::stream::{Key, Purpose, Stream};
 
 /// Numbers of one parallel piece of work; even, so that pieces begin with a pair of words.
@@ -143,12 +141,6 @@ impl Stored for u16 {
     }
 }
 
-/// Asks for the memory of the tile after the next.
-#[inline(always)]
-fn ahead<T>(tile: &[T]) {
-    simd::prefetch(tile.as_ptr().wrapping_add(2 * TILE).cast(), tile.len() * size_of::<T>() / 4);
-}
-
 /// Random words of a tile, for each of the arrays that a rule writes.
 struct Words<const ARRAYS: usize> {
     streams: [Stream; ARRAYS],
@@ -201,8 +193,6 @@ impl Update<0> for Sgd {
     ) {
         let mut drawn = Words::new([streams[0]]);
         for (tile, (w, g)) in weight.chunks_mut(TILE).zip(gradient.chunks(TILE)).enumerate() {
-            ahead(w);
-            ahead(g);
             drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
             for ((w, g), word) in w.iter_mut().zip(g).zip(&drawn.words[0]) {
                 let x = w.wide();
@@ -226,9 +216,6 @@ impl Update<1> for Sgd {
         let mut drawn = Words::new([streams[0], streams[1]]);
         let tiles = weight.chunks_mut(TILE).zip(gradient.chunks(TILE)).zip(buffer.chunks_mut(TILE));
         for (tile, ((w, g), b)) in tiles.enumerate() {
-            ahead(w);
-            ahead(g);
-            ahead(b);
             drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
             let words = drawn.words[0].iter().zip(&drawn.words[1]);
             for (((w, g), b), (word, word_b)) in w.iter_mut().zip(g).zip(b).zip(words) {
@@ -257,10 +244,6 @@ impl Update<2> for Adam {
         let tiles = weight.chunks_mut(TILE).zip(gradient.chunks(TILE));
         let moments = mean.chunks_mut(TILE).zip(square.chunks_mut(TILE));
         for (tile, ((w, g), (m, v))) in tiles.zip(moments).enumerate() {
-            ahead(w);
-            ahead(g);
-            ahead(m);
-            ahead(v);
             drawn.draw::<S, NEAREST>(first + tile * TILE, w.len());
             let [words, words_m, words_v] = &drawn.words;
             let words = words.iter().zip(words_m.iter().zip(words_v));
@@ -422,9 +405,10 @@ pub fn step(rule: Rule, tensors: Vec<Tensor<'_>>, nearest: bool) -> Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::panic, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::formats::{Codes, Format, Grid, Visit};
+    use crate::formats::{Codes, Format, Visit};
 
     /// bfloat16 as the formats have it.
     struct Rounded(f32, Option<u32>);

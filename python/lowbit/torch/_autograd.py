@@ -22,8 +22,8 @@ from lowbit.torch._spec import Products
 
 _Gradients = tuple[Tensor | None, ...]
 
-#: The records of the sites that are alive, by their numbers: what a compiled graph writes to. Were it handed the record,
-#: which its backward pass changes, a second call before that pass would find a tensor that it had kept changed.
+#: The records of the sites that are alive, by their numbers: what a compiled graph writes to. Were it handed the
+#: record, which its backward pass changes, two calls before one pass would find what they had kept changed.
 RECORDS: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
 

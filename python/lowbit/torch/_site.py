@@ -324,7 +324,8 @@ def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 def _voted(sites: list[Site]) -> list[tuple[Site, int]]:
     """Give the votes of the sites that take a step, summed over ranks.
 
-    A site steps if it does so on any rank, with the votes of all: an optimizer of shards (ZeRO) has other weights on each.
+    A site steps if it does so on any rank, with the votes of all: an optimizer of shards (ZeRO) has other weights on
+    each.
     """
     if not _many():
         return [(site, site.vote()) for site in sites if site.grad_scale is not None]
