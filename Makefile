@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench bench-torch experiments experiments-torch fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench bench-torch experiments experiments-theory experiments-torch fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -132,6 +132,9 @@ experiments: $(VENV)/.extra-experiments  ## measure errors of means and of forma
 	$(BIN)/python experiments/mean_estimation.py
 	$(BIN)/python experiments/bandwidth.py
 	$(BIN)/python experiments/formats.py
+
+experiments-theory: $(VENV)/.extra-experiments  ## LP-SGD, HALP and SWALP beside their bounds: docs/results/theory.md (six minutes; resumable)
+	$(BIN)/python experiments/theory all
 
 experiments-torch: $(TORCH)/.data  ## train in 4 bits and in float32, and compare: docs/results/train4bit.md (over an hour; resumable)
 	$(TORCH)/bin/python experiments/train4bit all

@@ -1,4 +1,4 @@
-"""What is compared, how often, and what will count as good. Written before the runs and not changed after them.
+"""What is compared, how often, and what will count as good. Written before the runs; what was added later says so.
 
 The measure of a task is accuracy, and of a text the negative log-likelihood (NLL) of a character. All comparisons are
 paired: runs of one seed share split, first weights and the order of the examples. An interval is the two-sided 95 %

@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,15 @@ def test_a_frozen_model_can_be_copied_and_pickled() -> None:
     file.seek(0)
     for other in (copy.deepcopy(frozen), torch.load(file, weights_only=False)):
         assert same(other(x), frozen(x))
+
+
+def test_tied_weights_are_packed_once() -> None:
+    recipe = recipes.luq()
+    model = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(3)))
+    model[2].weight = model[1].weight
+    model = prepare(model, replace(recipe, first=recipe.inner, last=recipe.inner))
+    frozen = freeze(model, quiet=True)
+    assert frozen[1].weight is frozen[2].weight
+    assert frozen.nbytes.float_weights == 2 * 4 * 64 * 64
+    x = torch.randn(5, 64)
+    assert torch.equal(frozen(x), model.eval()(x))

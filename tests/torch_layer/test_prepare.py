@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import pickle
 import warnings
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import lowbit as lb
-from lowbit.torch import nn, param_groups, prepare, recipes
+from lowbit.torch import Spec, nn, param_groups, prepare, recipes
 from torch_layer.layer_support import RECIPES, normal, step
 
 T = torch.nn
@@ -378,3 +379,17 @@ def test_the_representation_tells_the_recipe() -> None:
     layer = prepare(T.Linear(4, 3), recipes.sun2020())
     assert "in_features=4" in repr(layer)
     assert "radix4" in repr(layer)
+
+
+def test_a_wrapped_model_is_refused() -> None:
+    with pytest.raises(lb.Error, match="wrap what prepare returns"):
+        prepare(torch.nn.DataParallel(torch.nn.Linear(3, 3)), recipes.luq())
+
+
+def test_an_embedding_that_cannot_be_converted_is_named() -> None:
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 8, sparse=True), torch.nn.Linear(8, 8))
+    recipe = dataclasses.replace(recipes.luq(), embedding=Spec("int4"))
+    with pytest.raises(lb.Error, match=r"0 \(Embedding\)"):
+        prepare(model, recipe, strict=True)
+    with pytest.warns(UserWarning, match=r"0 \(Embedding\)"):
+        prepare(model, recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -191,3 +192,11 @@ def test_it_prints() -> None:
         table["1"]
     with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module"):
         summary([])  # type: ignore[arg-type]
+
+
+def test_products_of_a_packed_sequence_are_counted() -> None:
+    recipe = recipes.luq()
+    model = nn.Sequential(prepare(nn.LSTM(5, 6), replace(recipe, first=recipe.inner, last=recipe.inner)))
+    rows = nn.utils.rnn.pack_sequence([torch.randn(4, 5), torch.randn(2, 5)])
+    table = summary(model, (rows,))
+    assert [row.macs for row in table] == [6 * 4 * 6 * 5, 6 * 4 * 6 * 6]

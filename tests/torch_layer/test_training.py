@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.utils.checkpoint import checkpoint
 
 import lowbit as lb
@@ -482,3 +485,64 @@ def test_the_recipes_fixed_power_is_a_gradscale_that_stands() -> None:
         layer(normal(4, 8)).backward(normal(4, 8, seed=1))
     assert torch.equal(fixed.weight.grad, moving.weight.grad)
     assert fixed.weight.grad.any()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("recipe", ["sun2020", "luq"])
+def test_two_compiled_calls_before_one_backward(recipe: str) -> None:
+    model, x = mlp(recipe), normal(5, 16)
+    model(x)
+    again = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(again, fullgraph=True, backend="aot_eager")
+    grads = []
+    for module in (model, compiled):
+        torch.manual_seed(1)
+        module.zero_grad()
+        (module(x).square().sum() + module(2 * x).square().sum()).backward()
+        grads.append([p.grad for p in module.parameters()])
+    assert all(map(torch.equal, *grads))
+    # The graph wrote to the copy's records, by their numbers.
+    sites = [[m for m in module.modules() if isinstance(m, Site)] for module in (model, again)]
+    for ours, theirs in zip(*sites, strict=True):
+        assert ours._order != theirs._order
+        assert torch.equal(ours.record, theirs.record)
+
+
+def _shards(rank: int, folder: str, results: Any) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=2)
+    recipe, scales = recipes.sun2020(), []
+    for sharded in (False, True):
+        model = T.Sequential(*(T.Linear(8, 8) for _ in range(4)))
+        with torch.no_grad():
+            for i, p in enumerate(model.parameters()):
+                p.copy_(normal(*p.shape, seed=i))
+        model = prepare(model, replace(recipe, first=recipe.inner, last=recipe.inner))
+        if rank == 0:
+            lowbit.torch.summary(model, normal(4, 8))  # a trial of one rank waits for nobody
+        data = T.parallel.DistributedDataParallel(model)
+        if rank == 0:
+            copies = copy.deepcopy(model)  # one rank's averages of weights
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=1e-5)
+        if sharded:
+            optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=1e-5)
+        for step_ in range(4):
+            optimizer.zero_grad()
+            (1e-4 * data(normal(6, 8, seed=10 * rank + step_)).square().sum()).backward()
+            optimizer.step()
+        scales.append([float(site.grad_scale) for site in model.modules() if isinstance(site, Site)])
+        if rank == 0:
+            assert all(site.grad_scale == 1 for site in copies.modules() if isinstance(site, Site))
+    results[rank] = scales
+    torch.distributed.destroy_process_group()
+
+
+def test_optimizers_of_shards_move_the_scales_of_all_ranks_alike(tmp_path: Path) -> None:
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_shards, (str(tmp_path), results), nprocs=2)
+        assert results[0] == results[1]
+        one, sharded = results[0]
+        assert sharded == one
+        assert len(one) == 4
+        assert any(scale != 1 for scale in one)
