@@ -183,9 +183,9 @@ impl Task {
                 return;
             }
             if turn < 64 {
-                std::hint::spin_loop()
+                std::hint::spin_loop();
             } else {
-                std::thread::yield_now()
+                std::thread::yield_now();
             }
             state = self.state.load(Ordering::Acquire);
         }
@@ -194,6 +194,9 @@ impl Task {
 
 /// Calls `work(0)`, ..., `work(chunks - 1)`, each once, in any order, on up to [`num_threads`] threads, all of them in a clean
 /// float state.
+///
+/// # Panics
+/// If `work` does, when all threads have stopped.
 pub fn for_each(chunks: usize, work: impl Fn(usize) + Sync) {
     struct Close<'a>(&'a Task);
     impl Drop for Close<'_> {
