@@ -31,7 +31,9 @@ fn check_apart(tensors: &[Parts<'_>]) -> PyResult<()> {
         };
         add(gradient, false);
         add(weight, true);
-        states.iter().for_each(|state| add(state, true));
+        for state in states {
+            add(state, true);
+        }
     }
     places.sort_unstable();
     let (mut read, mut wrote) = (0, 0);

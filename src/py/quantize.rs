@@ -303,13 +303,16 @@ pub(super) fn keep_inside(
     Ok(py.detach(|| crate::clip::keep_inside(y, &x, low, high, factor))?)
 }
 
+/// Numbers and where they were.
+type Taken<'py> = (Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i64>>);
+
 /// Takes the numbers whose bit is not set out of y, in place; lists them and where they were.
 #[pyfunction]
 pub(super) fn take_outside<'py>(
     py: Python<'py>,
     mut y: PyReadwriteArray1<'py, f32>,
     bits: PyReadonlyArray1<'py, u8>,
-) -> PyResult<(Bound<'py, PyArray1<f32>>, Bound<'py, PyArray1<i64>>)> {
+) -> PyResult<Taken<'py>> {
     let y = y.as_slice_mut().map_err(|_| Reason::argument("y", "it is not contiguous"))?;
     let bits = bits.as_slice().map_err(|_| Reason::argument("bits", "it is not contiguous"))?;
     let (taken, places) = py.detach(|| crate::clip::take_outside(y, bits))?;
