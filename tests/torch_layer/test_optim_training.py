@@ -407,3 +407,17 @@ def test_bad_optimizers_and_names() -> None:
     w.grad = torch.ones(2)
     with pytest.raises(lb.Error, match=r"momentum: no state is called 'exp_average'; .*: exp_avg, exp_avg_sq, step"):
         optimizer.step()
+
+
+def test_a_compiled_step_draws_anew() -> None:
+    def trained(compiled: bool) -> torch.Tensor:
+        p = torch.nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+        optimizer = LowPrecision(torch.optim.AdamW([p], 1e-3), weight="bfloat16", key=1)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        p.grad = torch.ones_like(p)
+        for _ in range(3):
+            step()
+        assert optimizer.steps == 3
+        return p.detach()
+
+    assert torch.equal(trained(compiled=False), trained(compiled=True))

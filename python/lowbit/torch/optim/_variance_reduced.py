@@ -137,6 +137,9 @@ class VarianceReduced(torch.optim.Optimizer):
         """Make where a parameter is its centre."""
         self.state[at.p].update(center=at.p.detach().clone(), full_grad=full_grad)
 
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="it counts its steps and draws by them, outside of tensors"
+    )
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Take one step.
 

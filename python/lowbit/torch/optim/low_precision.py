@@ -247,6 +247,9 @@ class LowPrecision(Optimizer):
         """
         return footprint((p for group in self.param_groups for p in group["params"]), self.state)
 
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="it counts its steps and draws by them, outside of tensors"
+    )
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Step once.
 
