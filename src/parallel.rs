@@ -178,11 +178,10 @@ impl Task {
     /// Lets no more helpers in, and waits for those inside, who are at their last chunk.
     fn close(&self) {
         let mut state = self.state.fetch_or(CLOSED, Ordering::Acquire);
-        for turn in 0_u32.. {
-            if state & !CLOSED == 0 {
-                return;
-            }
-            if turn < 64 {
+        let mut spins = 0;
+        while state & !CLOSED != 0 {
+            if spins < 64 {
+                spins += 1;
                 std::hint::spin_loop();
             } else {
                 std::thread::yield_now();

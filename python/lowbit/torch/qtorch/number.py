@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,12 +20,12 @@ __all__ = ["BlockFloatingPoint", "FixedPoint", "FloatingPoint", "Number"]
 _NOTHING = np.empty(0, np.float32)
 
 
-class Number:
-    """A number format."""
+class Number(ABC):
+    """A number format: one of the three below."""
 
+    @abstractmethod
     def quantize(self, x: Tensor, rounding: str = "stochastic", *, key: KeyLike | None = None) -> Tensor:
         """Round a tensor to the format: what the function of `lowbit.torch.qtorch.quant` for it does."""
-        raise NotImplementedError
 
 
 class FixedPoint(Number):
