@@ -57,6 +57,7 @@ def test_labels_may_be_signs_bools_or_bits():
         (convex.LeastSquares, np.zeros((0, 2)), [], 0, lb.Error, "x: shape"),
         (convex.LeastSquares, [[1.0], [2.0]], [1.0], 0, lb.Error, "y: has 1 numbers, but x has 2 rows"),
         (convex.LeastSquares, [[1.0], [np.inf]], [1.0, 1.0], 0, lb.Error, r"x: element .1, 0. is inf"),
+        (convex.LeastSquares, [[1.0], [1e200]], [1.0, 1.0], 0, lb.Error, r"x: the squared length"),
         (convex.LeastSquares, [[1.0], [1.0]], [1.0, np.nan], 0, lb.Error, r"y: element .1. is nan"),
         (convex.LeastSquares, [["a"]], [1.0], 0, TypeError, "x: expected real numbers"),
         (convex.LeastSquares, [[1.0]], [1.0], -1, lb.Error, "l2: -1.0 is out of range"),

@@ -53,6 +53,8 @@ class Problem(ABC):
         self.l2 = _arguments.real(l2, "l2")
         if not 0 <= self.l2 < np.inf:
             raise _core.Error(f"l2: {self.l2} is out of range; give a finite number of at least 0")
+        if not self.smoothness < np.inf:
+            raise _core.Error("x: the squared length of a row is beyond float64; divide x by its largest number")
 
     @property
     def shape(self) -> tuple[int, int]:
