@@ -1,0 +1,371 @@
+"""Rounds: the ranks of a group average tensors by messages. Hooks of DDP and local steps are made of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_args
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import lowbit as lb
+from lowbit import _arguments
+from lowbit._messages import check_codec
+from lowbit.torch import _bridge, _sums
+from lowbit.torch._exchange import Exchange, Slot, Steps, run, slot_of
+from lowbit.torch._memories import Memories
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Strategy = Literal["auto", "all_gather", "two_phase", "sum"]
+
+#: Up to so many ranks "auto" sends every message to all: there is one error then, that of the messages, and a rank
+#: receives fewer bytes than half of a bfloat16 ring all_reduce's: (n - 1) b bits for each number against 32 (n - 1) / n.
+_FEW = 8
+#: Pieces of "two_phase" are multiples of this: blocks of at least 4,096 numbers need two rotations only.
+_CUT = 4096
+#: What a header's byte 12 says by its lowest bit (docs/wire.md).
+_NOT_FINITE = 1
+
+
+@dataclass(slots=True)
+class Piece:
+    """A run of numbers that is one message."""
+
+    name: str
+    place: Tensor
+    codec: lb.Codec
+    second: lb.Codec
+    key: lb.Key
+    part: int = 0
+
+    @property
+    def memory(self) -> str:
+        return f"{self.name}[{self.part}]"
+
+    def key_of(self, stage: str) -> lb.Key:
+        return self.key.fold(stage, self.name, self.part)
+
+
+class Rounds:
+    """How the ranks of a group average tensors.
+
+    Every rank makes one with the same arguments, and averages the same tensors in the same order.
+
+    Parameters
+    ----------
+    codec : Codec
+        Of messages.
+    group : torch.distributed.ProcessGroup, optional
+        Whose ranks average. Default: the default group.
+    strategy : {"auto", "all_gather", "two_phase", "sum"}
+        As for `lowbit.torch.ddp.register`.
+    second_codec : Codec, optional
+        Of "two_phase": how means are sent back. Default `codec`.
+    min_numel : int, optional
+        Tensors of fewer numbers travel exactly (as float32).
+    error_feedback : bool, optional
+        Default: for biased codecs.
+
+    Raises
+    ------
+    TypeError
+        An argument has the wrong type.
+    lowbit.Error
+        A value is out of range, or ranks gave different arguments.
+    """
+
+    def __init__(
+        self,
+        codec: lb.Codec,
+        *,
+        group: dist.ProcessGroup | None = None,
+        strategy: Strategy = "auto",
+        second_codec: lb.Codec | None = None,
+        min_numel: SupportsIndex = 1024,
+        error_feedback: bool | None = None,
+    ) -> None:
+        check_codec(codec)
+        if second_codec is not None:
+            check_codec(second_codec)
+        wanted = _arguments.choice(strategy, "strategy", get_args(Strategy))
+        self.min_numel = _arguments.within(min_numel, "min_numel", 0, (1 << 63) - 1)
+        if not dist.is_initialized():
+            raise lb.Error("group: there is none; call torch.distributed.init_process_group first")
+        self.exchange = Exchange(group)
+        self.group, self.rank, self.size = self.exchange.group, self.exchange.rank, self.exchange.size
+        self.strategy = _strategy(wanted, codec, self.size)
+        if second_codec is not None and wanted not in ("auto", "two_phase"):
+            raise lb.Error(f'second_codec: {wanted!r} has no second stage; give it with strategy="two_phase"')
+        self.codec, self.second = codec, second_codec or codec
+        stages = {"first": codec, "second": self.second} if self.strategy == "two_phase" else {"first": codec}
+        self.memories = Memories(stages, error_feedback, self.strategy, self.rank, self.size)
+        self._finite = True
+        self._failure: Exception | None = None
+        self._agree()
+
+    def _agree(self) -> None:
+        """Find out now if ranks differ, when it can be said, not in a collective that waits for ever."""
+        settings = repr((self.codec, self.second, self.strategy, self.min_numel, sorted(self.memories.stages)))
+        digests = [row[0] for row in self.exchange.gathered([zlib.crc32(settings.encode())])]
+        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise lb.Error(
+                f"codec: ranks {others} were given another codec, strategy, min_numel or error_feedback than rank 0; "
+                f"this is rank {self.rank} with {settings}"
+            )
+
+    @property
+    def traffic(self) -> Any:
+        """What was sent and received so far."""
+        return self.exchange.traffic
+
+    def average(self, tensors: Mapping[str, Tensor], key: lb.Key) -> bool:
+        """Replace every tensor by its mean over the ranks.
+
+        Parameters
+        ----------
+        tensors : mapping of str to torch.Tensor
+            Float tensors, the same names and shapes on every rank, in one order.
+        key : Key
+            This round's, the same on every rank; use it once.
+
+        Returns
+        -------
+        bool
+            Whether all numbers of all ranks were finite. If not, the tensors (or blocks) that had such are NaN
+            everywhere, and error feedback is as if there had been no round.
+
+        Raises
+        ------
+        lowbit.Error
+            Some rank could not encode or decode (`lowbit.DecodeError`: it was sent bytes that are no good message): on
+            every rank, with the reason.
+        RuntimeError
+            The backend lost another rank, or waited for too long.
+        """
+        run(self.begin(tensors, key))
+        return self.settle()
+
+    def begin(self, tensors: Mapping[str, Tensor], key: lb.Key) -> Steps[None]:
+        """Average in steps, without the last word: `settle` must follow, once for one or more of these.
+
+        A failure is noted for `settle` in place of being raised here, where the others would wait for ever.
+        """
+        pieces, joined, copies = self._cut(tensors, key)
+        self.traffic.numbers += sum(t.numel() for t in tensors.values())
+        if self.strategy == "sum":
+            yield from _sums.add_up(self, pieces, self.codec)
+        elif self.strategy == "two_phase":
+            yield from self._two_phase(pieces)
+        else:
+            yield from self._all_gather(pieces)
+        for target, source in joined + copies:
+            target.copy_(source.view_as(target))
+
+    def _cut(
+        self, tensors: Mapping[str, Tensor], key: lb.Key
+    ) -> tuple[list[Piece], list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+        """Give the pieces to average, and what to copy where afterwards: of joined small tensors, of copies."""
+        pieces, small, copies = [], [], []
+        for name, tensor in tensors.items():
+            flat = tensor.detach().reshape(-1)
+            if flat.numel() and flat.data_ptr() != tensor.data_ptr():
+                copies.append((tensor.detach(), flat))
+            if flat.numel() < self.min_numel:
+                small.append(flat)
+            else:
+                pieces.append(Piece(name, flat, self.codec, self.second, key))
+        if not sum(flat.numel() for flat in small):
+            return pieces, [], copies
+        all_small = torch.cat([flat.float() for flat in small])
+        pieces.append(Piece("small tensors", all_small, lb.Float32(), lb.Float32(), key))
+        parts = all_small.split([flat.numel() for flat in small])
+        return pieces, list(zip(small, parts, strict=True)), copies
+
+    def _all_gather(self, pieces: list[Piece]) -> Steps[None]:
+        """All messages to all ranks, each of which decodes their mean."""
+        if not pieces:
+            return
+        device = self.exchange.device(pieces[0].place)
+        messages = [self._encode(p, "first", p.codec, _array(p.place), self.rank) for p in pieces]
+        slots = [slot_of(p.codec, p.place.numel()) for p in pieces]
+        rows = yield from self.exchange.to_all([slots] * self.size, messages, device)
+        for at, piece in enumerate(pieces):
+            self._mean(piece, "first", dict(enumerate(row[at] for row in rows)), piece.place)
+
+    def _two_phase(self, pieces: list[Piece]) -> Steps[None]:
+        """Every piece to the rank that averages it, whose message of the mean goes to all."""
+        if not pieces:
+            return
+        device = self.exchange.device(pieces[0].place)
+        parts, owners = self._parts(pieces)
+        messages = [self._encode(p, "first", p.codec, _array(p.place), self.rank) for p in parts]
+        slots = [slot_of(p.codec, p.place.numel()) for p in parts]
+        rows = yield from self.exchange.to_each(slots, owners, messages, device)
+        owned = [[p for p, owner in zip(parts, owners, strict=True) if owner == rank] for rank in range(self.size)]
+        means = []
+        for at, piece in enumerate(owned[self.rank]):
+            mean = self._mean(piece, "first", dict(enumerate(row[at] for row in rows)))
+            # The part is its sender, so that what it gets is the same whoever owns it.
+            means.append(b"" if mean is None else self._encode(piece, "second", piece.second, mean, piece.part))
+        second: list[list[Slot]] = [[slot_of(p.second, p.place.numel()) for p in row] for row in owned]
+        rows = yield from self.exchange.to_all(second, means, device)
+        for rank, (row, theirs) in enumerate(zip(rows, owned, strict=True)):
+            for piece, message in zip(theirs, row, strict=True):
+                self._mean(piece, "second", {rank: message}, piece.place)
+
+    def _parts(self, pieces: list[Piece]) -> tuple[list[Piece], list[int]]:
+        """Cut pieces into one part for each rank, or fewer, and say whose each is: by its name, not by its bucket."""
+        parts, owners = [], []
+        for p in pieces:
+            width = max(-(-p.place.numel() // (self.size * _CUT)), 1) * _CUT
+            first = zlib.crc32(p.name.encode())
+            for j, place in enumerate(p.place.split(width)):
+                parts.append(Piece(p.name, place, p.codec, p.second, p.key, j))
+                owners.append((first + j) % self.size)
+        return parts, owners
+
+    def _encode(self, piece: Piece, stage: str, codec: lb.Codec, x: NDArray[Any], sender: int) -> bytes:
+        """Write a message; where that fails, none."""
+        try:
+            key = piece.key_of(stage)
+            memory = self.memories.of(stage, piece.memory) if codec is self.memories.stages.get(stage) else None
+            if memory is not None:
+                return memory.encode(x, codec, key=key, sender=sender)
+            return lb.encode(x, codec, key=key, sender=sender)
+        except Exception as error:  # noqa: BLE001 - every rank must go on to settle
+            self.note(error, f"{piece.name!r} could not be encoded")
+            return b""
+
+    def _mean(
+        self, piece: Piece, stage: str, messages: Mapping[int, memoryview], place: Tensor | None = None
+    ) -> NDArray[np.float32] | None:
+        """Decode the mean of ranks' messages, into a place if there is one; where that fails, note it."""
+        key, d = piece.key_of(stage), piece.place.numel()
+        rank = None
+        try:
+            for rank, message in messages.items():
+                if not any(message[:8]):
+                    raise lb.DecodeError("it sent no message, or one that is too long")  # noqa: TRY301
+                self.see(finite=not message[12] & _NOT_FINITE)
+            rank = None
+            direct = place is not None and place.dtype == torch.float32 and place.device.type == "cpu"
+            out = _array(place) if direct else np.empty(d, np.float32)
+            lb.decode_mean(messages.values(), key=key, out=out, max_elements=d)
+            if place is not None and not direct:
+                place.copy_(torch.from_numpy(out))
+        except Exception as error:  # noqa: BLE001 - every rank must go on to settle
+            found, reason = (rank, error) if rank is not None else _culprit(messages, key, d, error)
+            of = "" if found is None else f" of rank {found}"
+            self.note(reason, f"the message{of} of {piece.name!r} could not be decoded")
+            return None
+        return out
+
+    def see(self, *, finite: bool) -> None:
+        """Remember whether all was finite, for `settle`."""
+        self._finite = self._finite and finite
+
+    def note(self, error: Exception, what: str) -> None:
+        """Keep the first failure for `settle`."""
+        if self._failure is None:
+            kind = type(error) if isinstance(error, lb.Error) else lb.Error
+            reason = str(error) if isinstance(error, lb.Error) else f"{type(error).__name__}: {error}"
+            self._failure = kind(f"{what}: {reason}")
+            self._failure.__cause__ = error
+
+    def settle(self, digest: int = 0) -> bool:
+        """End the round on all ranks alike: all know whether all went well, and error feedback moves or does not.
+
+        Parameters
+        ----------
+        digest : int, optional
+            Of whatever must be the same on all ranks.
+
+        Returns
+        -------
+        bool
+            As of `average`.
+
+        Raises
+        ------
+        lowbit.Error
+            As by `average`; or the digests differ.
+        """
+        failure, finite = self._failure, self._finite
+        text = b"" if failure is None else str(failure).encode()[:2000]
+        own = [len(text), isinstance(failure, lb.DecodeError), not finite, digest]
+        rows = self.exchange.gathered(own)
+        if any(row[0] for row in rows):
+            self.reset()
+            self._tell(rows, text)
+        other = [rank for rank, row in enumerate(rows) if row[3] != rows[0][3]]
+        if other:
+            self.reset()
+            raise lb.Error(f"replicas differ: ranks {other} have other parameters or gradients than rank 0")
+        everywhere = not any(row[2] for row in rows)
+        self.memories.close(commit=everywhere)
+        self.reset()
+        return everywhere
+
+    def _tell(self, rows: list[list[int]], text: bytes) -> None:
+        """Raise what some rank could not do, on all."""
+        width = max(row[0] for row in rows)
+        texts = self.exchange.gathered(list(text.ljust(width, b"\0")))
+        said = [
+            f"on rank {rank}: {bytes(each[: row[0]]).decode(errors='replace')}"
+            for rank, (row, each) in enumerate(zip(rows, texts, strict=True))
+            if row[0]
+        ]
+        kind = lb.DecodeError if any(row[1] for row in rows) else lb.Error
+        raise kind(f"the round failed {'; '.join(said)}") from self._failure
+
+    def reset(self) -> None:
+        """Forget a round that was not settled."""
+        self.memories.close(commit=False)
+        self._finite, self._failure = True, None
+
+
+def _strategy(wanted: str, codec: lb.Codec, size: int) -> str:
+    summable = isinstance(codec, lb.Summable)
+    if wanted == "sum" and not summable:
+        raise lb.Error(f'strategy: the integers of {codec} do not add; "sum" needs lowbit.Summable(bits)')
+    if wanted != "auto":
+        return wanted
+    return "sum" if summable else "all_gather" if size <= _FEW else "two_phase"
+
+
+def _array(place: Tensor) -> NDArray[Any]:
+    return _bridge.array(place.cpu())
+
+
+def _culprit(
+    messages: Mapping[int, memoryview], key: lb.Key, d: int, error: Exception
+) -> tuple[int | None, Exception]:
+    """Find whose message cannot be decoded, if it is one alone."""
+    for rank, message in messages.items():
+        try:
+            lb.decode(message, key=key, out=np.empty(d, np.float32), max_elements=d)
+        except lb.Error as found:
+            return rank, found
+    return None, error
+
+
+def shared_seed(seed: SupportsIndex, group: dist.ProcessGroup | None = None) -> int:
+    """Give the seed of the group's first rank to all.
+
+    Raises
+    ------
+    TypeError
+        `seed` is no int.
+    lowbit.Error
+        `seed` is not from 0 to 2**64 - 1.
+    """
+    own = _arguments.within(seed, "seed", 0, (1 << 64) - 1)
+    halves = Exchange(group).gathered([own >> 32, own & 0xFFFFFFFF])[0]
+    return halves[0] << 32 | halves[1]
