@@ -11,6 +11,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -129,7 +130,7 @@ class Exchange:
         """Put messages one behind the other; one that is missing is zeros."""
         placed = b"".join(m[:length].ljust(length, b"\0") for m, length in zip(messages, lengths, strict=True))
         self.traffic.message += len(placed)
-        return torch.frombuffer(bytearray(placed.ljust(width, b"\0")), dtype=torch.uint8).to(device)
+        return torch.from_numpy(np.frombuffer(bytearray(placed.ljust(width, b"\0")), np.uint8)).to(device)
 
     def to_all(
         self, slots: Sequence[Sequence[Slot]], messages: Sequence[bytes], device: torch.device

@@ -177,7 +177,7 @@ class Rounds:
             flat = tensor.detach().reshape(-1)
             if flat.numel() and flat.data_ptr() != tensor.data_ptr():
                 copies.append((tensor.detach(), flat))
-            if flat.numel() < self.min_numel:
+            if flat.numel() < max(self.min_numel, 1):
                 small.append(flat)
             else:
                 pieces.append(Piece(name, flat, self.codec, self.second, key))
