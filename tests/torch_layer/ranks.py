@@ -20,7 +20,7 @@ WAIT = datetime.timedelta(seconds=20)
 
 def _work(rank: int, size: int, store: str, pipe: Connection) -> None:
     """Be one rank: call what comes through the pipe, send back what it returned or how it failed."""
-    import lowbit as lb  # noqa: PLC0415
+    import lowbit as lb
 
     torch.set_num_threads(1)
     lb.set_num_threads(1)
@@ -31,7 +31,7 @@ def _work(rank: int, size: int, store: str, pipe: Connection) -> None:
         torch.manual_seed(0)
         try:
             pipe.send((True, function(rank, *arguments)))
-        except Exception as error:  # noqa: BLE001 - the test sees it
+        except Exception as error:
             pipe.send((False, (type(error).__name__, str(error), traceback.format_exc())))
     dist.destroy_process_group()
 
@@ -94,9 +94,11 @@ class Ranks:
 
     @property
     def alive(self) -> bool:
+        """Whether all processes run."""
         return bool(self.processes) and all(process.is_alive() for process in self.processes)
 
     def close(self) -> None:
+        """End the processes."""
         for pipe, process in zip(self.pipes, self.processes, strict=True):
             process.kill()
             process.join()

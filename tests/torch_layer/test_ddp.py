@@ -1,4 +1,4 @@
-"""The hook of DistributedDataParallel: with the identity codec it is plain DDP, and with any all replicas stay the same."""
+"""The hook of DistributedDataParallel: by the identity codec it is plain DDP, and by any all replicas stay the same."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Net(nn.Module):
         self.spare = nn.Linear(64, 64)
         self.last = nn.Linear(64, 1)
 
-    def forward(self, x: Tensor, spare: bool = True) -> Tensor:
+    def forward(self, x: Tensor, *, spare: bool = True) -> Tensor:
+        """Use the spare layer, or do not."""
         y = self.second(self.first(x).relu()).relu()
         return self.last(self.spare(y).relu() if spare else y)
 
@@ -53,7 +54,11 @@ def batch(rank: int, step: int) -> Tensor:
 
 
 def train(
-    model: DistributedDataParallel, rank: int, steps: range, optimizer: torch.optim.Optimizer | None = None, **forward: Any
+    model: DistributedDataParallel,
+    rank: int,
+    steps: range,
+    optimizer: torch.optim.Optimizer | None = None,
+    **forward: Any,
 ) -> torch.optim.Optimizer:
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -131,7 +136,8 @@ def _unused(rank: int, codec: lb.Codec, hook: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(("codec", "hook"), STRATEGIES)
 def test_unused_parameters_get_nothing(codec: lb.Codec, hook: dict[str, Any]) -> None:
     one, two = ranks(2).run(_unused, codec, hook)
-    assert one[0] and two[0]
+    assert one[0]
+    assert two[0]
     assert same(one[1], two[1])
     assert not torch.equal(one[1]["spare.weight"], net().spare.weight)
 
@@ -170,6 +176,7 @@ class Mixed(nn.Module):
         self.gain = nn.Parameter(torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Use all three."""
         return self.high(self.low(x.bfloat16()).float()) * self.gain
 
 
@@ -186,9 +193,11 @@ def _mixed(rank: int, codec: lb.Codec, hook: dict[str, Any]) -> Any:
     ]
 
 
-@pytest.mark.parametrize(("codec", "hook"), [(lb.Eden(8), {}), (lb.Eden(8), {"strategy": "two_phase"}), (lb.Summable(8), {})])
+@pytest.mark.parametrize(
+    ("codec", "hook"), [(lb.Eden(8), {}), (lb.Eden(8), {"strategy": "two_phase"}), (lb.Summable(8), {})]
+)
 def test_dtypes_may_differ(codec: lb.Codec, hook: dict[str, Any]) -> None:
-    for (gain, *rest) in ranks(2).run(_mixed, codec, hook):
+    for gain, *rest in ranks(2).run(_mixed, codec, hook):
         assert gain[0] == torch.float32
         assert gain[1] < 0.02  # a bucket's single number, coded as a block of its own
         assert [dtype for dtype, _ in rest] == 2 * [torch.bfloat16] + 2 * [torch.float32]
@@ -258,7 +267,11 @@ def _kept(rank: int) -> Any:
 
 def test_another_number_of_ranks_drops_error_feedback() -> None:
     kept = ranks(2).run(_kept)[0]
-    assert sorted(kept["memory"]["errors"]) == ["first first.weight[0]", "first second.weight[0]", "first spare.weight[0]"]
+    assert sorted(kept["memory"]["errors"]) == [
+        "first first.weight[0]",
+        "first second.weight[0]",
+        "first spare.weight[0]",
+    ]
     for texts, step in ranks(3).run(_other_world, kept):
         assert step == 6
         assert len(texts) == 1
@@ -415,33 +428,30 @@ class Halves(nn.Module):
         self.parts = nn.ParameterList([torch.zeros(n) for n in ([2048, 2048] if apart else [4096])])
 
     def forward(self) -> Tensor:
+        """Give the vector."""
         return torch.cat(list(self.parts))
 
 
-def _drowned(rank: int, apart: bool, adam: bool) -> float:
+def _drowned(rank: int, apart: bool) -> float:
     """Fit two halves, the gradients of one of which are 1000 times smaller."""
     target = torch.from_numpy(np.random.default_rng(3).standard_normal(4096, np.float32))
     factor = torch.cat([torch.ones(2048), torch.full((2048,), 1e-3)])
     model = DistributedDataParallel(Halves(apart))
     ddp.register(model, lb.Eden(1), start_step=0)
-    rate = 0.02 if adam else 0.1
-    optimizer = (torch.optim.Adam if adam else torch.optim.SGD)(model.parameters(), lr=rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=150)
     for _ in range(150):
         optimizer.zero_grad()
         (factor * (model() - target).square()).sum().mul(0.5).backward()
         optimizer.step()
         schedule.step()
-    return float((model() - target)[2048:].square().mean())
+    return float((model().detach() - target)[2048:].square().mean())
 
 
 def test_a_message_for_each_parameter_keeps_small_gradients() -> None:
-    """Under Adam, which brings all gradients to one size, the noise of a large neighbour is all that is left of them."""
-    apart, together = (ranks(2).run(_drowned, each, True)[0] for each in (True, False))
+    """Under Adam, which brings all gradients to one size, the noise of a large neighbour would be all there is."""
+    apart, together = (ranks(2).run(_drowned, each)[0] for each in (True, False))
     assert apart < 0.1 * together, (apart, together)
-    # SGD hardly moves what has small gradients, but it moves it where it should go, or not at all.
-    apart, together = (ranks(2).run(_drowned, each, False)[0] for each in (True, False))
-    print(apart, together)
 
 
 def alone(test: Any) -> Any:

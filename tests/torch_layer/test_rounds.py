@@ -50,9 +50,7 @@ def vectors(rank: int, seed: int = 0) -> dict[str, torch.Tensor]:
 def parts_of(name: str, d: int, size: int) -> list[tuple[int, int, int]]:
     """Where the parts of "two_phase" begin and end, and who owns them."""
     width = max(-(-d // (size * 4096)), 1) * 4096
-    return [
-        (at, min(at + width, d), (zlib.crc32(name.encode()) + j) % size) for j, at in enumerate(range(0, d, width))
-    ]
+    return [(at, min(at + width, d), (zlib.crc32(name.encode()) + j) % size) for j, at in enumerate(range(0, d, width))]
 
 
 def expected(
@@ -127,7 +125,10 @@ def test_bytes_are_counted_as_they_are(size: int) -> None:
         assert (traffic.numbers, traffic.message) == (everything, own)
         sent = traffic.sent_payload + traffic.sent_overhead
         assert sent == traffic.received_payload + traffic.received_overhead == (size - 1) * own
-        header = _bytes_of(codec, 1024) - _payload(codec, 1024), _bytes_of(lb.Float32(), 212) - _payload(lb.Float32(), 212)
+        header = (
+            _bytes_of(codec, 1024) - _payload(codec, 1024),
+            _bytes_of(lb.Float32(), 212) - _payload(lb.Float32(), 212),
+        )
         assert traffic.sent_overhead == (size - 1) * (3 * header[0] + header[1])
 
     parts = [(stop - start, owner) for name, d in coded.items() for start, stop, owner in parts_of(name, d, size)]
@@ -352,7 +353,8 @@ def test_bad_messages_are_refused_on_all_ranks(codec: lb.Codec, strategy: str) -
         if deed == "oversized" and codec == lb.Eden(1):
             continue  # its slot is as long as its message: what is beyond is not sent
         texts = ranks(2).run(_hostile, codec, strategy, deed)
-        assert "the message" in texts[0] and "of 'x' could not be decoded" in texts[0], (deed, texts)
+        assert "the message" in texts[0], (deed, texts)
+        assert "of 'x' could not be decoded" in texts[0], (deed, texts)
         assert "rank 1" in texts[0] or deed == "another sender", (deed, texts)
         assert [text == texts[0] for text in texts] == [True, True]
 

@@ -37,7 +37,7 @@ def slot_of(codec: Codec, d: int) -> Slot:
     if isinstance(codec._payload(d), int):
         length = round(codec.bits_per_element(d) * d / 8)
         return Slot(length, length)
-    # The worst case is QuicFl's: every number an outlier of 6 bytes beside its code; the rest is for tables and headers.
+    # QuicFl's worst case: every number an outlier of 6 bytes beside its code; the rest is for tables and headers.
     return Slot(None, 8 * d + (1 << 16))
 
 
@@ -75,6 +75,11 @@ def _split(parcel: memoryview, lengths: Sequence[int]) -> list[memoryview]:
     return messages
 
 
+def _bytes(t: Tensor) -> memoryview:
+    """View a tensor of bytes as what codecs read."""
+    return t.cpu().numpy().data
+
+
 class Exchange:
     """How the ranks of one group reach each other.
 
@@ -109,7 +114,9 @@ class Exchange:
         work.wait()
         return rows.tolist()
 
-    def _lengths(self, slots: Sequence[Sequence[Slot]], messages: Sequence[bytes], device: torch.device) -> Steps[list[list[int]]]:
+    def _lengths(
+        self, slots: Sequence[Sequence[Slot]], messages: Sequence[bytes], device: torch.device
+    ) -> Steps[list[list[int]]]:
         """Agree on how long every rank's messages are; one that is longer than its limit counts as none."""
         if all(slot.length is not None for row in slots for slot in row):
             return [[slot.length or 0 for slot in row] for row in slots]
@@ -158,7 +165,7 @@ class Exchange:
         rows, work = self.gather(self._parcel(messages, table[self.rank], width, device))
         yield
         work.wait()
-        everyone = [_split(memoryview(row), lengths) for row, lengths in zip(rows.cpu().numpy(), table, strict=True)]
+        everyone = [_split(_bytes(row), lengths) for row, lengths in zip(rows, table, strict=True)]
         payload = [sum(map(_payload_of, row)) for row in everyone]
         own, others = payload[self.rank], sum(payload) - payload[self.rank]
         total = (self.size - 1) * width
@@ -190,10 +197,10 @@ class Exchange:
         received = [sum(row[at] for at in mine) for row in table]
         parcel = self._parcel([messages[at] for at in order], [lengths[at] for at in order], 0, device)
         arrived = parcel.new_empty(sum(received))
-        work = dist.all_to_all_single(arrived, parcel, received, sent, group=self.group, async_op=True)
+        work: Any = dist.all_to_all_single(arrived, parcel, received, sent, group=self.group, async_op=True)
         yield
         work.wait()
-        rows = _split(memoryview(arrived.cpu().numpy()), received)
+        rows = _split(_bytes(arrived), received)
         everyone = [_split(row, [table[rank][at] for at in mine]) for rank, row in enumerate(rows)]
         self.traffic.add(
             _sums([messages[at] for at in order if owners[at] != self.rank]),

@@ -40,7 +40,9 @@ class Memories:
         if wanted is not None and not isinstance(wanted, bool):
             raise TypeError(f"error_feedback: expected True, False or None, got {type(wanted).__name__}")
         if wanted and strategy == "sum":
-            raise lb.Error('error_feedback: "sum" has none; Summable clips 0.03 % of the energy and is unbiased but for it')
+            raise lb.Error(
+                'error_feedback: "sum" has none; Summable clips 0.03 % of the energy and is unbiased but for it'
+            )
         self.stages: dict[str, lb.Codec] = {}
         for stage, codec in codecs.items():
             # Summable says that it is biased, but so little that memory would be waste.
@@ -87,7 +89,11 @@ class Memories:
         if not state["errors"]:
             return
         was = f"rank {state['rank']} of {state['size']} by {state['strategy']!r}"
-        now = f"rank {self._rank} of {self._size} by {self._strategy!r}" if self.stages else "a codec that has no use for it"
+        now = (
+            f"rank {self._rank} of {self._size} by {self._strategy!r}"
+            if self.stages
+            else "a codec that has no use for it"
+        )
         if was != now:
             warnings.warn(f"error feedback is dropped: it was for {was}, this is {now}", UserWarning, stacklevel=3)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_args
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 Strategy = Literal["auto", "all_gather", "two_phase", "sum"]
 
-#: Up to so many ranks "auto" sends every message to all: there is one error then, that of the messages, and a rank
-#: receives fewer bytes than half of a bfloat16 ring all_reduce's: (n - 1) b bits for each number against 32 (n - 1) / n.
-_FEW = 8
+#: "auto" sends every message to all while a rank then receives less than this share of what a bfloat16 ring all_reduce
+#: would give it: n b / 32, as (n - 1) b bits for each number stand against 32 (n - 1) / n.
+_SHARE = 0.3
 #: Pieces of "two_phase" are multiples of this: blocks of at least 4,096 numbers need two rotations only.
 _CUT = 4096
-#: What a header's byte 12 says by its lowest bit (docs/wire.md).
-_NOT_FINITE = 1
+#: Where a header has its flags, and which of them it is (docs/wire.md).
+_FLAGS, _NOT_FINITE = 12, 1
 
 
 @dataclass(slots=True)
@@ -159,7 +159,7 @@ class Rounds:
         """
         pieces, joined, copies = self._cut(tensors, key)
         self.traffic.numbers += sum(t.numel() for t in tensors.values())
-        if self.strategy == "sum":
+        if self.strategy == "sum" and isinstance(self.codec, lb.Summable):
             yield from _sums.add_up(self, pieces, self.codec)
         elif self.strategy == "two_phase":
             yield from self._two_phase(pieces)
@@ -239,7 +239,7 @@ class Rounds:
             if memory is not None:
                 return memory.encode(x, codec, key=key, sender=sender)
             return lb.encode(x, codec, key=key, sender=sender)
-        except Exception as error:  # noqa: BLE001 - every rank must go on to settle
+        except Exception as error:
             self.note(error, f"{piece.name!r} could not be encoded")
             return b""
 
@@ -248,21 +248,17 @@ class Rounds:
     ) -> NDArray[np.float32] | None:
         """Decode the mean of ranks' messages, into a place if there is one; where that fails, note it."""
         key, d = piece.key_of(stage), piece.place.numel()
-        rank = None
         try:
-            for rank, message in messages.items():
-                if not any(message[:8]):
-                    raise lb.DecodeError("it sent no message, or one that is too long")  # noqa: TRY301
-                self.see(finite=not message[12] & _NOT_FINITE)
-            rank = None
-            direct = place is not None and place.dtype == torch.float32 and place.device.type == "cpu"
-            out = _array(place) if direct else np.empty(d, np.float32)
+            self.see(finite=not any(len(m) > _FLAGS and m[_FLAGS] & _NOT_FINITE for m in messages.values()))
+            if place is not None and place.dtype == torch.float32 and place.device.type == "cpu":
+                return lb.decode_mean(messages.values(), key=key, out=_array(place), max_elements=d)
+            out = np.empty(d, np.float32)
             lb.decode_mean(messages.values(), key=key, out=out, max_elements=d)
-            if place is not None and not direct:
+            if place is not None:
                 place.copy_(torch.from_numpy(out))
-        except Exception as error:  # noqa: BLE001 - every rank must go on to settle
-            found, reason = (rank, error) if rank is not None else _culprit(messages, key, d, error)
-            of = "" if found is None else f" of rank {found}"
+        except Exception as error:
+            rank, reason = _culprit(messages, key, d, error)
+            of = "" if rank is None else f" of rank {rank}"
             self.note(reason, f"the message{of} of {piece.name!r} could not be decoded")
             return None
         return out
@@ -337,18 +333,21 @@ def _strategy(wanted: str, codec: lb.Codec, size: int) -> str:
         raise lb.Error(f'strategy: the integers of {codec} do not add; "sum" needs lowbit.Summable(bits)')
     if wanted != "auto":
         return wanted
-    return "sum" if summable else "all_gather" if size <= _FEW else "two_phase"
+    if summable:
+        return "sum"
+    few = size <= 2 or size * codec.bits_per_element(1 << 20) < 32 * _SHARE
+    return "all_gather" if few else "two_phase"
 
 
 def _array(place: Tensor) -> NDArray[Any]:
     return _bridge.array(place.cpu())
 
 
-def _culprit(
-    messages: Mapping[int, memoryview], key: lb.Key, d: int, error: Exception
-) -> tuple[int | None, Exception]:
+def _culprit(messages: Mapping[int, memoryview], key: lb.Key, d: int, error: Exception) -> tuple[int | None, Exception]:
     """Find whose message cannot be decoded, if it is one alone."""
     for rank, message in messages.items():
+        if not any(message[:8]):
+            return rank, lb.DecodeError("it sent no message, or one that is too long")
         try:
             lb.decode(message, key=key, out=np.empty(d, np.float32), max_elements=d)
         except lb.Error as found:

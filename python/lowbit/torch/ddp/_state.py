@@ -18,6 +18,7 @@ from lowbit.torch.ddp._stats import Stats
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch._C._distributed_c10d import GradBucket
 
     from lowbit.torch._exchange import Steps
 
@@ -79,7 +80,7 @@ class State:
         self._error, self._energy = 0.0, 0.0
         self._digest = 0
 
-    def take(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def take(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Begin to average a bucket; the last one of a step brings all to their end.
 
         Every call goes on with the buckets before: communication overlaps with the backward pass, and all ranks launch
@@ -88,7 +89,7 @@ class State:
         buffer = bucket.buffer()
         if bucket.index() == 0:
             self._begin_step()
-        devices = [] if buffer.device.type == "cpu" else [buffer.device]
+        devices: list[int | str | torch.device] = [] if buffer.device.type == "cpu" else [buffer.device]
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         earlier = self._running
         self._running = [(self._average(bucket), future, buffer)]
@@ -123,26 +124,27 @@ class State:
                 unfinished.append((steps, future, buffer))
         self._running = unfinished
 
-    def _average(self, bucket: dist.GradBucket) -> Steps[None]:
+    def _average(self, bucket: GradBucket) -> Steps[None]:
         """Average one bucket in place."""
         buffer, exchange = bucket.buffer(), self._rounds.exchange
+        exact: Tensor | None = None
+        work: Any = None
         if self.step < self.start_step:
             work = torch.distributed.all_reduce(buffer.div_(exchange.size), group=exchange.group, async_op=True)
             yield
             work.wait()
             return
-        exact = work = None
         if self._due(self.measure_every):
             exact = buffer.to(torch.float32, copy=True).div_(exchange.size)
             work = torch.distributed.all_reduce(exact, group=exchange.group, async_op=True)
         yield from self._rounds.begin(self._gradients(bucket), self._key)
-        if exact is not None and work is not None:
+        if exact is not None:
             work.wait()
             if exact.isfinite().all():
                 self._error += float((buffer.double() - exact).square().sum())
                 self._energy += float(exact.double().square().sum())
 
-    def _gradients(self, bucket: dist.GradBucket) -> dict[str, Tensor]:
+    def _gradients(self, bucket: GradBucket) -> dict[str, Tensor]:
         """Give the runs of the bucket's buffer that are gradients, by parameter: flat, however strided these are."""
         buffer = bucket.buffer()
         runs = {}
@@ -162,7 +164,7 @@ class State:
         """Let a tensor's bits into the digest that ranks compare."""
         if self._due(self.check_every):
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-            self._digest = zlib.crc32(flat.cpu().numpy(), self._digest)
+            self._digest = zlib.crc32(flat.cpu().numpy().data, self._digest)
 
     def _end_step(self) -> None:
         """Count the step, and let ranks tell each other how it went."""

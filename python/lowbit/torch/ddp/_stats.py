@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Stats:
     """Bytes of one rank since the hook was registered; printed, a small table.
 
-    Steps before `start_step` are not in it, nor what `check_every` and `measure_every` cost. Bytes are those of collectives
-    that pass messages on in a ring: every rank sends its messages n - 1 times to n - 1 others, and an all_reduce of N
-    bytes sends 2 N (n - 1) / n.
+    Steps before `start_step` are not in it, nor what `check_every` and `measure_every` cost. Bytes are those of
+    collectives that pass messages on in a ring: every rank passes on n - 1 messages of n, and an all_reduce of N bytes
+    sends 2 N (n - 1) / n.
 
     Attributes
     ----------
