@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import os
 import pickle
 import re
 import warnings
@@ -20,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lowbit as lb
 from lowbit.torch import _rounds, ddp
-from torch_layer.ranks import ranks
+from torch_layer.ranks import Ranks, ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -210,10 +211,10 @@ def test_dtypes_may_differ(codec: lb.Codec, hook: dict[str, Any]) -> None:
         assert all(error < 2e-3 for _, error in rest)
 
 
-def _half(rank: int) -> Any:
+def _half(rank: int, codec: lb.Codec, hook: dict[str, Any]) -> Any:
     """A model in bfloat16 altogether."""
     model = DistributedDataParallel(net(torch.bfloat16))
-    ddp.register(model, lb.Eden(1), check_every=1)
+    ddp.register(model, codec, check_every=1, **hook)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(5):
         optimizer.zero_grad()
@@ -222,8 +223,9 @@ def _half(rank: int) -> Any:
     return weights(model)
 
 
-def test_a_model_in_bfloat16() -> None:
-    one, two = ranks(2).run(_half)
+@pytest.mark.parametrize(("codec", "hook"), STRATEGIES)
+def test_a_model_in_bfloat16(codec: lb.Codec, hook: dict[str, Any]) -> None:
+    one, two = ranks(2).run(_half, codec, hook)
     assert same(one, two)
     assert all(t.isfinite().all() for t in one.values())
 
@@ -385,9 +387,40 @@ def _damaged(rank: int) -> str:
 def test_a_damaged_message_ends_the_backward_pass_on_all_ranks() -> None:
     texts = ranks(2).run(_damaged)
     assert texts[0] == texts[1]
-    assert "on rank 0: the message of rank 1 of 'last.bias" not in texts[0]
     assert "on rank 0: the message of rank 1 of '" in texts[0]
     assert "cannot decode" in texts[0]
+
+
+def _dies(rank: int, codec: lb.Codec, hook: dict[str, Any]) -> None:
+    model = parallel(net())
+    ddp.register(model, codec, **hook)
+    optimizer = train(model, rank, range(3))
+    if rank == 1:
+        model.module.second.register_full_backward_hook(lambda *_: os._exit(1))
+    train(model, rank, range(3, 100), optimizer)
+
+
+@pytest.mark.parametrize(("codec", "hook"), STRATEGIES[:3:2])
+def test_a_rank_that_dies_ends_the_others_with_an_error(codec: lb.Codec, hook: dict[str, Any]) -> None:
+    own = Ranks(3)
+    try:
+        results = own.call(_dies, codec, hook, seconds=30)
+    finally:
+        own.close()
+    assert [result.kind for result in results] == ["RuntimeError", "Died", "RuntimeError"]
+    assert "onnection" in results[0].text
+
+
+def _sparse(rank: int) -> str:
+    model = parallel(nn.Embedding(100, 50, sparse=True))
+    ddp.register(model, lb.Eden(1), start_step=0)
+    with pytest.raises(TypeError, match=r"the gradients of \['weight'\] are sparse"):
+        model(torch.arange(3)).sum().backward()
+    return "refused"
+
+
+def test_sparse_gradients_are_refused() -> None:
+    assert ranks(2).run(_sparse) == ["refused"] * 2
 
 
 def _differs(rank: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import torch.distributed as dist
 import lowbit as lb
 from lowbit.torch import _exchange, _rounds, _sums
 from lowbit.torch._rounds import Rounds
-from torch_layer.ranks import Failed, Ranks, ranks
+from torch_layer.ranks import Failed, ranks
 
 KEY = lb.Key(2024).fold("round", 3)
 #: One above a block, one that two ranks cannot halve, one to be padded, small ones, none.
@@ -403,22 +402,14 @@ def test_a_sub_group_averages_among_itself() -> None:
     assert torch.equal(last[2], want)
 
 
-def _dies(rank: int) -> None:
-    rounds = Rounds(lb.Eden(1))
-    for k in range(1000):
-        if rank == 1 and k == 3:
-            os._exit(1)
-        rounds.average({"x": torch.ones(5000)}, KEY.fold(k))
+def _no_floats(rank: int) -> str:
+    with pytest.raises(TypeError, match=r"tensors\['n'\]: expected floats, got torch.int64"):
+        Rounds(lb.Eden(1)).average({"n": torch.ones(3, dtype=torch.int64)}, KEY)
+    return "refused"
 
 
-def test_a_rank_that_dies_ends_the_others_with_an_error() -> None:
-    own = Ranks(3)
-    try:
-        results = own.call(_dies, seconds=30)
-    finally:
-        own.close()
-    assert [result.kind for result in results] == ["RuntimeError", "Died", "RuntimeError"]
-    assert "onnection" in results[0].text
+def test_what_is_no_float_is_refused() -> None:
+    assert ranks(2).run(_no_floats) == ["refused"] * 2
 
 
 @pytest.mark.parametrize(

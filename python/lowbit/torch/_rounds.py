@@ -143,6 +143,8 @@ class Rounds:
 
         Raises
         ------
+        TypeError
+            A tensor has no float dtype.
         lowbit.Error
             Some rank could not encode or decode (`lowbit.DecodeError`: it was sent bytes that are no good message): on
             every rank, with the reason.
@@ -174,6 +176,8 @@ class Rounds:
         """Give the pieces to average, and what to copy where afterwards: of joined small tensors, of copies."""
         pieces, small, copies = [], [], []
         for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                raise TypeError(f"tensors[{name!r}]: expected floats, got {tensor.dtype}")
             flat = tensor.detach().reshape(-1)
             if flat.numel() and flat.data_ptr() != tensor.data_ptr():
                 copies.append((tensor.detach(), flat))
@@ -237,7 +241,9 @@ class Rounds:
             key = piece.key_of(stage)
             memory = self.memories.of(stage, piece.memory) if codec is self.memories.stages.get(stage) else None
             if memory is not None:
-                return memory.encode(x, codec, key=key, sender=sender)
+                # NumPy cannot add to bfloat16.
+                floats = x if x.dtype.kind == "f" else _bridge.tensor(x).float().numpy()
+                return memory.encode(floats, codec, key=key, sender=sender)
             return lb.encode(x, codec, key=key, sender=sender)
         except Exception as error:
             self.note(error, f"{piece.name!r} could not be encoded")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from lowbit.torch._exchange import Steps
 
+    #: A bucket on its way: what is left to do, what DDP waits for, and the buffer.
+    Running = tuple[Steps[None], torch.futures.Future[Tensor], Tensor]
+
 _MOST = (1 << 63) - 1
 
 
@@ -75,7 +78,7 @@ class State:
         self.step = 0
         self._parameters = dict(model.module.named_parameters())
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
-        self._running: list[tuple[Steps[None], torch.futures.Future[Tensor], Tensor]] = []
+        self._running: list[Running] = []
         self._steps = self._skipped = 0
         self._error, self._energy = 0.0, 0.0
         self._digest = 0
@@ -87,22 +90,21 @@ class State:
         the same collectives in the same order.
         """
         buffer = bucket.buffer()
+        if buffer.layout is not torch.strided:
+            names = [self._names[id(parameter)] for parameter in bucket.parameters()]
+            raise TypeError(f"model: the gradients of {names} are sparse, which no codec writes; make them dense")
         if bucket.index() == 0:
             self._begin_step()
         devices: list[int | str | torch.device] = [] if buffer.device.type == "cpu" else [buffer.device]
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
-        earlier = self._running
-        self._running = [(self._average(bucket), future, buffer)]
-        self._go_on()
-        self._running = earlier + self._running
+        started = self._go_on([(self._average(bucket), future, buffer)])
         if bucket.is_last():
+            self._running += started
             while self._running:
-                self._go_on()
+                self._running = self._go_on(self._running)
             self._end_step()
-        elif earlier:
-            last = self._running.pop()
-            self._go_on()
-            self._running.append(last)
+        else:
+            self._running = self._go_on(self._running) + started
         return future
 
     def _begin_step(self) -> None:
@@ -111,10 +113,10 @@ class State:
         self._rounds.reset()
         self._digest = 0
 
-    def _go_on(self) -> None:
-        """Take every bucket one collective further."""
+    def _go_on(self, running: list[Running]) -> list[Running]:
+        """Take buckets one collective further, and give those that have not come to their end."""
         unfinished = []
-        for steps, future, buffer in self._running:
+        for steps, future, buffer in running:
             try:
                 next(steps)
             except StopIteration:
@@ -122,7 +124,7 @@ class State:
                 future.set_result(buffer)
             else:
                 unfinished.append((steps, future, buffer))
-        self._running = unfinished
+        return unfinished
 
     def _average(self, bucket: GradBucket) -> Steps[None]:
         """Average one bucket in place."""
