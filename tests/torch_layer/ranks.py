@@ -1,4 +1,7 @@
-"""Processes that are the ranks of a gloo group, kept from one test to the next: starting torch is what takes long."""
+"""Processes that are the ranks of a gloo group, kept from one test to the next.
+
+Importing torch is what takes long: one process does it, and is forked for each rank.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ class Ranks:
     """So many processes, each a rank of the default group."""
 
     def __init__(self, size: int) -> None:
-        context = torch.multiprocessing.get_context("spawn")
+        context = torch.multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "pytest", "hypothesis", "lowbit.torch.ddp"])  # by one process, once
         self.size = size
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")
