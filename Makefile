@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench bench-torch experiments experiments-theory experiments-torch fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench bench-torch bench-ddp experiments experiments-theory experiments-torch fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -127,6 +127,9 @@ bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (whe
 
 bench-torch: $(TORCH)/.installed  ## time a quantized layer beside its products and plain torch; BENCH="--threads 1 --profile" to choose
 	PATH="$(abspath $(TORCH))/bin:$$PATH" $(TORCH)/bin/python benches/torch_layer.py $(BENCH)
+
+bench-ddp: $(TORCH)/.installed  ## time the hook of lowbit.torch.ddp on 2 and 4 ranks, and what links make of it; BENCH="--ranks 4" to choose
+	OMP_NUM_THREADS=1 $(TORCH)/bin/python benches/ddp.py $(BENCH)
 
 experiments: $(VENV)/.extra-experiments  ## measure errors of means and of formats, and when messages pay: docs/results (five minutes)
 	$(BIN)/python experiments/mean_estimation.py
