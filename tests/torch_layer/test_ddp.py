@@ -211,6 +211,33 @@ def test_dtypes_may_differ(codec: lb.Codec, hook: dict[str, Any]) -> None:
         assert all(error < 2e-3 for _, error in rest)
 
 
+class Single(nn.Module):
+    """One number, so a bucket of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply."""
+        return x * self.gain
+
+
+def _single(rank: int, codec: lb.Codec, hook: dict[str, Any], least: int) -> float:
+    model = parallel(Single())
+    ddp.register(model, codec, start_step=0, check_every=1, min_numel=least, **hook)
+    model(torch.tensor(3.0 + 2 * rank)).backward()
+    return model.module.gain.grad.item()
+
+
+@pytest.mark.parametrize(("codec", "hook"), STRATEGIES)
+def test_a_bucket_of_one_number(codec: lb.Codec, hook: dict[str, Any]) -> None:
+    assert ranks(2).run(_single, codec, hook, 2) == [4.0, 4.0]
+    one, two = ranks(2).run(_single, codec, hook, 1)
+    assert one == two
+    assert one == pytest.approx(4, rel=0.3)  # one number among 128 of a rotated block, by as little as one bit
+
+
 def _half(rank: int, codec: lb.Codec, hook: dict[str, Any]) -> Any:
     """A model in bfloat16 altogether."""
     model = DistributedDataParallel(net(torch.bfloat16))

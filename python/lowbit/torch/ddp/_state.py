@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -76,7 +76,8 @@ class State:
         )
         self.seed = shared_seed(seed, self._rounds.group)
         self.step = 0
-        self._parameters = dict(model.module.named_parameters())
+        ignored = model.parameters_to_ignore
+        self._parameters = {name: p for name, p in model.module.named_parameters() if name not in ignored}
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._running: list[Running] = []
         self._steps = self._skipped = 0
@@ -254,7 +255,7 @@ class State:
         self.seed = _arguments.within(state["seed"], "seed", 0, (1 << 64) - 1)
         self._rounds.memories.load_state_dict(state["memory"])
 
-    def __getstate__(self) -> Iterator[Any]:
+    def __getstate__(self) -> NoReturn:
         raise TypeError("a State belongs to its processes and cannot be pickled; save its state_dict()")
 
     def __repr__(self) -> str:
