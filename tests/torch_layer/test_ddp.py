@@ -525,6 +525,17 @@ def test_a_message_for_each_parameter_keeps_small_gradients() -> None:
         assert left[1] < 1.2 * left[0]
 
 
+def _arguments_differ(rank: int, name: str) -> None:
+    ddp.register(parallel(net()), lb.Eden(1), **{name: rank + 1}, seed=rank)
+
+
+@pytest.mark.parametrize("argument", ["start_step", "check_every", "measure_every"])
+def test_other_arguments_on_another_rank_are_found_at_once(argument: str) -> None:
+    for rank, failed in enumerate(ranks(2).call(_arguments_differ, argument)):
+        assert failed.kind == "Error"
+        assert failed.text == f"{argument}: ranks [1] were given another than rank 0; on rank {rank} it is {rank + 1}"
+
+
 def alone(test: Any) -> Any:
     """One process that is a group."""
 

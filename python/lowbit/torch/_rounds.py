@@ -15,7 +15,7 @@ import lowbit as lb
 from lowbit import _arguments
 from lowbit._messages import check_codec
 from lowbit.torch import _bridge, _sums
-from lowbit.torch._exchange import Exchange, Slot, Steps, run, slot_of
+from lowbit.torch._exchange import Exchange, Slot, Steps, Traffic, run, slot_of
 from lowbit.torch._memories import Memories
 
 if TYPE_CHECKING:
@@ -107,21 +107,32 @@ class Rounds:
         self.memories = Memories(stages, error_feedback, self.strategy, self.rank, self.size)
         self._finite = True
         self._failure: Exception | None = None
-        self._agree()
+        self.agree(
+            codec=self.codec,
+            second_codec=self.second,
+            strategy=self.strategy,
+            min_numel=self.min_numel,
+            error_feedback=sorted(self.memories.stages),
+        )
 
-    def _agree(self) -> None:
-        """Find out now if ranks differ, when it can be said, not in a collective that waits for ever."""
-        settings = repr((self.codec, self.second, self.strategy, self.min_numel, sorted(self.memories.stages)))
-        digests = [row[0] for row in self.exchange.gathered([zlib.crc32(settings.encode())])]
-        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-        if others:
-            raise lb.Error(
-                f"codec: ranks {others} were given another codec, strategy, min_numel or error_feedback than rank 0; "
-                f"this is rank {self.rank} with {settings}"
-            )
+    def agree(self, **settings: object) -> None:
+        """Find out if ranks were given different settings, now, when it can be said: collectives would wait for ever.
+
+        Raises
+        ------
+        lowbit.Error
+            On all ranks.
+        """
+        digests = self.exchange.gathered([zlib.crc32(repr(value).encode()) for value in settings.values()])
+        for at, (name, value) in enumerate(settings.items()):
+            others = [rank for rank, row in enumerate(digests) if row[at] != digests[0][at]]
+            if others:
+                raise lb.Error(
+                    f"{name}: ranks {others} were given another than rank 0; on rank {self.rank} it is {value}"
+                )
 
     @property
-    def traffic(self) -> Any:
+    def traffic(self) -> Traffic:
         """What was sent and received so far."""
         return self.exchange.traffic
 
@@ -159,7 +170,7 @@ class Rounds:
 
         A failure is noted for `settle` in place of being raised here, where the others would wait for ever.
         """
-        pieces, joined, copies = self._cut(tensors, key)
+        pieces, copies = self._cut(tensors, key)
         self.traffic.numbers += sum(t.numel() for t in tensors.values())
         if self.strategy == "sum" and isinstance(self.codec, lb.Summable):
             yield from _sums.add_up(self, pieces, self.codec)
@@ -167,13 +178,11 @@ class Rounds:
             yield from self._two_phase(pieces)
         else:
             yield from self._all_gather(pieces)
-        for target, source in joined + copies:
+        for target, source in copies:
             target.copy_(source.view_as(target))
 
-    def _cut(
-        self, tensors: Mapping[str, Tensor], key: lb.Key
-    ) -> tuple[list[Piece], list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-        """Give the pieces to average, and what to copy where afterwards: of joined small tensors, of copies."""
+    def _cut(self, tensors: Mapping[str, Tensor], key: lb.Key) -> tuple[list[Piece], list[tuple[Tensor, Tensor]]]:
+        """Give the pieces to average, and what to copy where afterwards, because it could not be averaged in place."""
         pieces, small, copies = [], [], []
         for name, tensor in tensors.items():
             if not tensor.is_floating_point():
@@ -185,12 +194,12 @@ class Rounds:
                 small.append(flat)
             else:
                 pieces.append(Piece(name, flat, self.codec, self.second, key))
-        if not sum(flat.numel() for flat in small):
-            return pieces, [], copies
-        all_small = torch.cat([flat.float() for flat in small])
-        pieces.append(Piece("small tensors", all_small, lb.Float32(), lb.Float32(), key))
-        parts = all_small.split([flat.numel() for flat in small])
-        return pieces, list(zip(small, parts, strict=True)), copies
+        if any(flat.numel() for flat in small):
+            joined = torch.cat([flat.float() for flat in small])
+            pieces.append(Piece("small tensors", joined, lb.Float32(), lb.Float32(), key))
+            # First these: a small tensor may itself be a copy.
+            copies = [*zip(small, joined.split([flat.numel() for flat in small]), strict=True), *copies]
+        return pieces, copies
 
     def _all_gather(self, pieces: list[Piece]) -> Steps[None]:
         """All messages to all ranks, each of which decodes their mean."""

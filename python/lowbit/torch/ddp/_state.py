@@ -74,6 +74,7 @@ class State:
             min_numel=min_numel,
             error_feedback=error_feedback,
         )
+        self._rounds.agree(start_step=self.start_step, check_every=self.check_every, measure_every=self.measure_every)
         self.seed = shared_seed(seed, self._rounds.group)
         self.step = 0
         ignored = model.parameters_to_ignore
