@@ -504,10 +504,10 @@ def _drowned(rank: int, apart: bool, adam: bool, codec: lb.Codec) -> float:
     factor = torch.cat([torch.ones(2048), torch.full((2048,), 1e-3)])
     model = DistributedDataParallel(Halves(apart))
     ddp.register(model, codec, start_step=0)
-    kind, rate = (torch.optim.Adam, 0.02) if adam else (torch.optim.SGD, 0.3)
+    kind, rate = (torch.optim.Adam, 0.04) if adam else (torch.optim.SGD, 0.3)
     optimizer = kind(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=300)
-    for _ in range(300):
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=150)
+    for _ in range(150):
         optimizer.zero_grad()
         (factor * (model() - target).square()).sum().mul(0.5).backward()
         optimizer.step()
