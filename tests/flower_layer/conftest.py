@@ -1,17 +1,24 @@
-"""Nothing is reported to anyone, and Flower's log stays short."""
+"""Nothing is reported to anyone, and what Flower imports may warn of its own imports."""
 
 from __future__ import annotations
 
 import logging
 import os
+import warnings
 
 import pytest
 
-# Read when they are imported.
+# Both are read when they are imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-from flwr.supercore.task_identity import TaskIdentity
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import flwr.client.mod
+    import flwr.clientapp
+    import flwr.serverapp.strategy
+    import flwr.simulation
+    from flwr.supercore.task_identity import TaskIdentity
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -103,6 +104,8 @@ def average(**options: Any) -> FedAvg:
 
 def rounds(strategy: Strategy, wire: Wire, arrays: Arrays, number: int = 1) -> Arrays:
     """Train for some rounds; give the model of the last, or the one given if all failed."""
+    # Flower draws clients by this; an order of answers decides ties between them.
+    random.seed(5)
     result = strategy.start(wire, write_arrays(arrays), num_rounds=number)  # type: ignore[arg-type]
     return read_arrays(result.arrays) if result.arrays is not None and result.arrays else arrays
 

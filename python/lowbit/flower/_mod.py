@@ -97,7 +97,7 @@ def compression_mod(msg: Message, ctxt: Context, call_next: ClientAppCallable) -
         return reply
     try:
         name, answer = only_arrays(reply.content)
-        change = difference(fitted(read_arrays(answer), model, "reply"), model)
+        change = difference(fitted(read_arrays(answer, "reply"), model, "reply"), model)
         message = known.encode(change, orders.uplink, msg.metadata.dst_node_id)
     except (lb.Error, TypeError) as error:
         return _refused(msg, str(error))

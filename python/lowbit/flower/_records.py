@@ -56,7 +56,7 @@ def only_arrays(content: RecordDict) -> tuple[str, ArrayRecord]:
     return next(iter(records.items()))
 
 
-def read_arrays(record: ArrayRecord) -> Arrays:
+def read_arrays(record: ArrayRecord, argument: str = "arrays") -> Arrays:
     """Give the arrays of a record as NumPy's.
 
     Raises
@@ -67,7 +67,7 @@ def read_arrays(record: ArrayRecord) -> Arrays:
     arrays = {name: array.numpy() for name, array in record.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-            raise lb.Error(f"arrays[{name!r}]: no message holds dtype {array.dtype}; give floats, integers or bools")
+            raise lb.Error(f"{argument}[{name!r}]: no message holds dtype {array.dtype}; give floats, integers or bools")
     return arrays
 
 

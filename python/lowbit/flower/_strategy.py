@@ -191,9 +191,10 @@ class Compressed(Strategy):
         messages = list(self.strategy.configure_evaluate(server_round, arrays, config, grid))
         if messages and not self.traffic:
             self.traffic.append(Traffic(0))
-        shown = self._show(arrays)[0] if messages and self._downlink is not None else arrays
-        for message in messages:
-            self._address(message, shown, None)
+        if messages:
+            shown, _ = self._show(arrays)
+            for message in messages:
+                self._address(message, shown, None)
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -294,10 +295,9 @@ class Compressed(Strategy):
         traffic.plain_down += bytes_of(message.content)
         if self._broadcast is not None:
             downlink, shown = self._broadcast.address(message.metadata.dst_node_id)
+        message.content = RecordDict({**message.content, name: shown})
         if uplink is not None or downlink is not None:
-            content = RecordDict({**message.content, name: shown})
-            content[RECORD] = Orders(self._session, uplink, downlink).record()
-            message.content = content
+            message.content[RECORD] = Orders(self._session, uplink, downlink).record()
         traffic.down += bytes_of(message.content)
 
     def _note(self, current: Round, used: list[Reply], errors: list[Message]) -> None:
@@ -309,7 +309,6 @@ class Compressed(Strategy):
         for answer in used:
             self._used[answer.node] = current.number
         if self._broadcast is not None:
-            for error in errors:
-                self._broadcast.answered(error.metadata.src_node_id, well=False)
-            for answer in used:
-                self._broadcast.answered(answer.node, well=True)
+            good = {answer.node for answer in used}
+            for node in good | {error.metadata.src_node_id for error in errors}:
+                self._broadcast.answered(node, well=node in good)
