@@ -74,7 +74,7 @@ def imported(path: Path) -> set[str]:
 
 
 #: What a module, or a package's modules, may import when used: the extras of pyproject.toml.
-EXTRAS = {"plot.py": {"matplotlib"}, "_watch.py": {"matplotlib"}, "torch": {"torch"}}
+EXTRAS = {"plot.py": {"matplotlib"}, "_watch.py": {"matplotlib"}, "torch": {"torch"}, "flower": {"flwr"}}
 
 
 def test_the_package_needs_only_numpy_and_safetensors() -> None:
@@ -89,8 +89,9 @@ def test_the_package_needs_only_numpy_and_safetensors() -> None:
 def test_the_core_does_not_know_the_layers_above() -> None:
     package = ROOT / "python" / "lowbit"
     for path in package.rglob("*.py"):
-        if path.relative_to(package).parts[0] != "torch":
-            assert not {name for name in imported(path) if name.startswith("lowbit.torch")}, path
+        for layer in ("torch", "flower"):
+            if path.relative_to(package).parts[0] != layer:
+                assert not {name for name in imported(path) if name.startswith(f"lowbit.{layer}")}, path
 
 
 def test_importing_the_package_imports_no_extra() -> None:
@@ -99,11 +100,12 @@ def test_importing_the_package_imports_no_extra() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_the_torch_layer_says_what_it_needs() -> None:
-    script = "import sys; sys.modules['torch'] = None; import lowbit.torch"
+@pytest.mark.parametrize(("layer", "module", "project"), [("torch", "torch", "PyTorch"), ("flower", "flwr", "Flower")])
+def test_a_layer_says_what_it_needs(layer: str, module: str, project: str) -> None:
+    script = f"import sys; sys.modules['{module}'] = None; import lowbit.{layer}"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert run.stderr.endswith("ModuleNotFoundError: lowbit.torch needs PyTorch: pip install 'lowbit[torch]'\n")
+    assert run.stderr.endswith(f"ModuleNotFoundError: lowbit.{layer} needs {project}: pip install 'lowbit[{layer}]'\n")
 
 
 def test_reference_is_a_second_opinion() -> None:

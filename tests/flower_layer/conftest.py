@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     import flwr.client.mod
     import flwr.clientapp
     import flwr.serverapp.strategy
-    import flwr.simulation
+    import flwr.simulation  # noqa: F401
     from flwr.supercore.task_identity import TaskIdentity
 
 

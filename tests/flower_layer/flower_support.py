@@ -76,9 +76,11 @@ class Wire:
         self.errors: dict[int, str] = {}
 
     def get_node_ids(self) -> list[int]:
+        """Give all nodes."""
         return list(self.contexts)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Let every client answer at once."""
         replies: list[Message] = []
         for number, message in enumerate(messages):
             message.metadata.__dict__["_message_id"] = f"{len(self.sent)}-{number}"

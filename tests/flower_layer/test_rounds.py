@@ -9,11 +9,11 @@ from typing import Any
 import flwr.serverapp.strategy as strategies
 import numpy as np
 import pytest
-from flower_support import NODES, Wire, app, average, closeness, lesson, model, read_arrays, rounds
 from flwr.app import ConfigRecord, Message
 from flwr.clientapp.mod import arrays_size_mod, fixedclipping_mod
 
 import lowbit as lb
+from flower_layer.flower_support import NODES, Wire, app, average, closeness, lesson, model, read_arrays, rounds
 from lowbit.flower import Compressed
 
 EVERYONE = {"min_train_nodes": 3, "min_evaluate_nodes": 3, "min_available_nodes": 3}
@@ -267,6 +267,6 @@ def test_examples() -> None:
 
 
 def _record(arrays: dict[str, Any]) -> Any:
-    from flower_support import write_arrays
+    from flower_layer.flower_support import write_arrays
 
     return write_arrays(arrays)

@@ -10,11 +10,11 @@ from typing import Any
 import flwr.serverapp.strategy as strategies
 import numpy as np
 import pytest
-from flower_support import NODES, Wire, app, average, lesson, model, read_arrays, rounds, write_arrays
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.client.mod import secaggplus_mod
 
 import lowbit as lb
+from flower_layer.flower_support import NODES, Wire, app, average, lesson, model, read_arrays, rounds, write_arrays
 from lowbit.flower import Compressed, compression_mod
 
 BAD = NODES[0]
@@ -36,6 +36,7 @@ class Watched(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
         self.lines.append(record.getMessage())
 
 

@@ -67,7 +67,8 @@ def read_arrays(record: ArrayRecord, argument: str = "arrays") -> Arrays:
     arrays = {name: array.numpy() for name, array in record.items()}
     for name, array in arrays.items():
         if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-            raise lb.Error(f"{argument}[{name!r}]: no message holds dtype {array.dtype}; give floats, integers or bools")
+            which = f"{argument}[{name!r}]"
+            raise lb.Error(f"{which}: no message holds dtype {array.dtype}; give floats, integers or bools")
     return arrays
 
 
