@@ -150,8 +150,6 @@ DAMAGE: dict[str, tuple[Callable[[Message], list[Message]], str]] = {
 @pytest.mark.parametrize("fused", [True, False], ids=["mean", "single"])
 def test_a_bad_answer_is_named_and_harms_nobody(trouble: str, fused: bool, log: list[str]) -> None:
     damage, reason = DAMAGE[trouble]
-    if trouble == "an enormous weight" and not fused:
-        pytest.skip("Flower's own mean takes any weight")
     wire = Wire()
     wire.damage = lambda reply: damage(reply) if reply.metadata.src_node_id == BAD and reply.has_content() else [reply]
     strategy = Compressed(average(fraction_evaluate=0.0), lb.Eden(1), seed=1, fused=fused)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
@@ -158,6 +158,10 @@ class Round:
         return Reply(node, reply, self.asked[node], name, data, content, weight)
 
 
+#: The weights that `lowbit.Mean` takes.
+_LEAST, _MOST = 2.0**-126, 2.0**126
+
+
 def _metrics(content: RecordDict) -> list[tuple[str, MetricRecord]]:
     return [(name, record) for name, record in content.items() if isinstance(record, MetricRecord)]
 
@@ -168,8 +172,8 @@ def _weight(content: RecordDict, name: str) -> float:
     if len(metrics) != 1:
         raise lb.Error(f"expected one MetricRecord, got {len(metrics)}")
     weight = metrics[0][1].get(name)
-    if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise lb.Error(f"metrics[{name!r}]: {weight!r} is not a weight; give a finite number that is not negative")
+    if not isinstance(weight, int | float) or not (weight == 0 or _LEAST <= weight <= _MOST):
+        raise lb.Error(f"metrics[{name!r}]: {weight!r} is not a weight; give 0, or a number from 2**-126 to 2**126")
     return float(weight)
 
 
@@ -216,9 +220,12 @@ def read_mean(current: Round, answers: list[Reply]) -> tuple[Arrays, list[Reply]
     return change, used, errors + worse
 
 
-def stand_in(used: list[Reply], mean: Arrays, weighted_by: str) -> Message:
+def stand_in(current: Round, change: Arrays, used: list[Reply], weighted_by: str) -> Message:
     """Make one answer that stands for all: with the mean of their arrays and the sum of their weights."""
     first = used[0]
+    # The mean of integers is left as it is, a float, as Flower's own.
+    exact = {name: np.asarray(change[name]) for name, array in current.model.items() if array.dtype.kind != "f"}
+    mean = moved(current.model, change) | exact
     name, metrics = _metrics(first.content)[0]
     total = MetricRecord({**metrics, weighted_by: sum(answer.weight for answer in used)})
     content = RecordDict({first.name: write_arrays(mean), name: total})

@@ -23,7 +23,6 @@ from lowbit.flower._records import (
     Uplink,
     difference,
     fitted,
-    moved,
     only_arrays,
     read_arrays,
     write_arrays,
@@ -34,6 +33,14 @@ from lowbit.flower._traffic import Traffic, bytes_of
 _LOG = logging.getLogger("flwr")
 #: Strategies that see clients' arrays through their weighted mean only, told by the method that would look at them.
 _OF_MEANS = {kind.aggregate_train for kind in (FedAvg, FedAvgM, FedAdagrad, FedAdam, FedYogi)}
+
+
+def _weighted_by(strategy: Strategy) -> str | None:
+    """Find the metric that holds clients' weights; differential privacy wraps the strategy that says it."""
+    inner: object = strategy
+    while inner is not None and not isinstance(inner, FedAvg):
+        inner = getattr(inner, "strategy", None)
+    return None if inner is None else inner.weighted_by_key
 
 
 class Compressed(Strategy):
@@ -64,8 +71,12 @@ class Compressed(Strategy):
 
     Attributes
     ----------
+    strategy : flwr.serverapp.strategy.Strategy
+        The wrapped one.
     traffic : list of Traffic
         What every round took.
+    fused : bool
+        Whether means are read off all messages at once.
 
     Raises
     ------
@@ -121,7 +132,7 @@ class Compressed(Strategy):
         self._codec, self._downlink = codec, downlink
         self._feedback = codec.unbiased == "no" if error_feedback is None else bool(error_feedback)
         self._min_elements = _arguments.within(min_elements, "min_elements", 0, (1 << 63) - 1)
-        self._fused = of_means if fused is None else bool(fused)
+        self.fused = of_means if fused is None else bool(fused)
         self._key = lb.Key(secrets.randbits(64) if seed is None else operator.index(seed)).fold("flower")
         self._session = secrets.token_bytes(8)
         self._number = 0
@@ -156,16 +167,16 @@ class Compressed(Strategy):
         if current is None:
             raise lb.Error("aggregate_train: no round was configured; call configure_train first")
         strategy = self.strategy
-        answers, errors = current.sort(replies, strategy.weighted_by_key if isinstance(strategy, FedAvg) else None)
+        answers, errors = current.sort(replies, _weighted_by(strategy))
         results: list[Message] = []
-        if self._fused and isinstance(strategy, FedAvg):
+        if self.fused and isinstance(strategy, FedAvg):
             change, used, worse = read_mean(current, answers)
             errors += worse
             self._note(current, used, errors)
             if not used:
                 return strategy.aggregate_train(server_round, errors)
             _LOG.info("aggregate_train: one result stands for the mean of %d messages", len(used))
-            results = [stand_in(used, moved(self._model, change), strategy.weighted_by_key), *errors]
+            results = [stand_in(current, change, used, strategy.weighted_by_key), *errors]
             contents, metrics_of = [answer.content for answer in used], strategy.train_metrics_aggr_fn
             # Metrics are everybody's own.
             strategy.train_metrics_aggr_fn = lambda _, name: metrics_of(contents, name)
@@ -215,7 +226,7 @@ class Compressed(Strategy):
         _LOG.info("\t├──> Messages of lowbit:")
         _LOG.info("\t│\t├── Clients: %s%s", self._codec, ", with error feedback" if self._feedback else "")
         _LOG.info("\t│\t├── Server: %s", "models as they are" if self._downlink is None else self._downlink)
-        _LOG.info("\t│\t└── Means: %s", "read off all messages at once" if self._fused else "of decoded messages")
+        _LOG.info("\t│\t└── Means: %s", "read off all messages at once" if self.fused else "of decoded messages")
         self.strategy.summary()
 
     def state_dict(self) -> dict[str, Any]:
