@@ -28,7 +28,7 @@ def main() -> int:
     import plan
     import report
 
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     ways = plan.WAYS
     path = options.out / "federated.json"
     options.out.mkdir(parents=True, exist_ok=True)

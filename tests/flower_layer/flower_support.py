@@ -66,12 +66,13 @@ def app(mods: Iterable[Any] = (compression_mod,), learn: Callable[[int, Arrays],
 
 
 class Wire:
-    """A grid whose nodes run in this process; `damage` may change or drop answers on their way."""
+    """A grid whose nodes run in this process; `damage` may change or drop answers on their way, `harm` what is sent."""
 
     def __init__(self, client: ClientApp | None = None, nodes: Iterable[int] = NODES) -> None:
         self.client = app() if client is None else client
         self.contexts = {node: Context(1, node, {}, RecordDict(), {}) for node in nodes}
         self.damage: Callable[[Message], Iterable[Message]] = lambda reply: [reply]
+        self.harm: Callable[[Message], None] = lambda message: None
         self.sent: list[Message] = []
         self.errors: dict[int, str] = {}
 
@@ -89,6 +90,7 @@ class Wire:
             # What a client gets is a copy, as from a network.
             copy = Message(RecordDict(dict(message.content)), node, message.metadata.message_type)
             copy.metadata.__dict__["_message_id"] = message.metadata.message_id
+            self.harm(copy)
             try:
                 reply = self.client(copy, self.contexts[node])
             except Exception as error:

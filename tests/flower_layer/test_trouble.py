@@ -277,6 +277,27 @@ def test_a_client_that_forgot_everything_gets_the_model(log: list[str]) -> None:
     assert strategy.traffic[-1].accepted == 3
 
 
+def test_a_model_damaged_on_its_way_is_refused() -> None:
+    wire = Wire()
+
+    def harm(message: Message) -> None:
+        orders, record = message.content["lowbit"], message.content["arrays"]
+        if message.metadata.dst_node_id == BAD and orders["round"] == 2:
+            data = record["0"].data
+            message.content["arrays"] = ArrayRecord(
+                {"0": Array("uint8", (len(data),), "lowbit.message", forged(data, lambda d: d.__setitem__(-30, 1)))}
+            )
+
+    wire.harm = harm
+    strategy = Compressed(average(fraction_evaluate=0.0), lb.Eden(1), downlink=lb.Sign(), seed=1)
+    rounds(strategy, wire, BASE, 3)
+    assert "checksum" in wire.errors[BAD]
+    assert [row.accepted for row in strategy.traffic] == [3, 2, 3]
+    held = strategy._broadcast
+    assert held is not None
+    np.testing.assert_array_equal(read_arrays(wire.contexts[BAD].state["lowbit.model"])["w"], held.model["w"])
+
+
 @pytest.mark.parametrize("resumed", [True, False])
 def test_a_server_that_starts_again(resumed: bool) -> None:
     options: dict[str, Any] = {"downlink": lb.Eden(1, "min_error"), "seed": 4}
