@@ -103,26 +103,29 @@ def fitted(arrays: Arrays, model: Arrays, argument: str) -> Arrays:
 
 def difference(arrays: Arrays, model: Arrays) -> Arrays:
     """Give what changed, in at least float32; of integers and bools, which no codec rounds, give what they are now."""
-    return {
-        name: np.asarray(np.subtract(array, model[name], dtype=np.result_type(array, np.float32)))
-        if array.dtype.kind == "f"
-        else array
-        for name, array in arrays.items()
-    }
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {
+            name: np.asarray(np.subtract(array, model[name], dtype=np.result_type(array, np.float32)))
+            if array.dtype.kind == "f"
+            else array
+            for name, array in arrays.items()
+        }
 
 
 def moved(model: Arrays, change: Arrays) -> Arrays:
     """Give the model with a difference added, in its own dtypes."""
-    return {
-        name: _cast(np.asarray(array + change[name]) if array.dtype.kind == "f" else change[name], array.dtype)
-        for name, array in model.items()
-    }
+    with np.errstate(over="ignore", invalid="ignore"):
+        return {
+            name: _cast(np.asarray(array + change[name]) if array.dtype.kind == "f" else change[name], array.dtype)
+            for name, array in model.items()
+        }
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     # The mean of integers is a float.
+    rounded = np.rint(array) if array.dtype.kind == "f" and dtype.kind != "f" else array
     with np.errstate(over="ignore", invalid="ignore"):
-        return (np.rint(array) if array.dtype.kind == "f" and dtype.kind != "f" else array).astype(dtype, copy=False)
+        return rounded.astype(dtype, copy=False)
 
 
 def is_finite(arrays: Mapping[str, NDArray[Any]]) -> bool:

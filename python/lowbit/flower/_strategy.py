@@ -122,7 +122,6 @@ class Compressed(Strategy):
             check_codec(downlink)
         if error_feedback and codec.unbiased != "no":
             raise lb.Error(f"error_feedback: {codec} is unbiased, and its errors average out without; leave it out")
-        of_means = type(strategy).aggregate_train in _OF_MEANS
         if fused and not isinstance(strategy, FedAvg):
             raise lb.Error(
                 f"fused: {type(strategy).__name__} is no FedAvg, which alone tells its weights; leave it out"
@@ -132,7 +131,7 @@ class Compressed(Strategy):
         self._codec, self._downlink = codec, downlink
         self._feedback = codec.unbiased == "no" if error_feedback is None else bool(error_feedback)
         self._min_elements = _arguments.within(min_elements, "min_elements", 0, (1 << 63) - 1)
-        self.fused = of_means if fused is None else bool(fused)
+        self.fused = type(strategy).aggregate_train in _OF_MEANS if fused is None else bool(fused)
         self._key = lb.Key(secrets.randbits(64) if seed is None else operator.index(seed)).fold("flower")
         self._session = secrets.token_bytes(8)
         self._number = 0
@@ -166,25 +165,10 @@ class Compressed(Strategy):
         current, self._round = self._round, None
         if current is None:
             raise lb.Error("aggregate_train: no round was configured; call configure_train first")
-        strategy = self.strategy
-        answers, errors = current.sort(replies, _weighted_by(strategy))
-        results: list[Message] = []
-        if self.fused and isinstance(strategy, FedAvg):
-            change, used, worse = read_mean(current, answers)
-            errors += worse
-            self._note(current, used, errors)
-            if not used:
-                return strategy.aggregate_train(server_round, errors)
-            _LOG.info("aggregate_train: one result stands for the mean of %d messages", len(used))
-            results = [stand_in(current, change, used, strategy.weighted_by_key), *errors]
-            contents, metrics_of = [answer.content for answer in used], strategy.train_metrics_aggr_fn
-            # Metrics are everybody's own.
-            strategy.train_metrics_aggr_fn = lambda _, name: metrics_of(contents, name)
-            try:
-                return strategy.aggregate_train(server_round, results)
-            finally:
-                strategy.train_metrics_aggr_fn = metrics_of
-        used = []
+        answers, errors = current.sort(replies, _weighted_by(self.strategy))
+        if self.fused and isinstance(self.strategy, FedAvg):
+            return self._aggregate_mean(self.strategy, server_round, current, answers, errors)
+        used: list[Reply] = []
         for answer in answers:
             try:
                 answer.message.content = answer.decoded(current)
@@ -193,7 +177,26 @@ class Compressed(Strategy):
             else:
                 used.append(answer)
         self._note(current, used, errors)
-        return strategy.aggregate_train(server_round, [*(answer.message for answer in used), *errors])
+        return self.strategy.aggregate_train(server_round, [*(answer.message for answer in used), *errors])
+
+    def _aggregate_mean(
+        self, strategy: FedAvg, server_round: int, current: Round, answers: list[Reply], errors: list[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the strategy make a model of one answer that stands for all."""
+        change, used, worse = read_mean(current, answers)
+        errors = [*errors, *worse]
+        self._note(current, used, errors)
+        if not used:
+            return strategy.aggregate_train(server_round, errors)
+        _LOG.info("aggregate_train: one result stands for the mean of %d messages", len(used))
+        answer = stand_in(current, change, used, strategy.weighted_by_key)
+        # Metrics are everyone's own.
+        contents, metrics_of = [each.content for each in used], strategy.train_metrics_aggr_fn
+        strategy.train_metrics_aggr_fn = lambda _, name: metrics_of(contents, name)
+        try:
+            return strategy.aggregate_train(server_round, [answer, *errors])
+        finally:
+            strategy.train_metrics_aggr_fn = metrics_of
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
