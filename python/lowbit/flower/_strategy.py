@@ -62,8 +62,8 @@ class Compressed(Strategy):
     min_elements : int, optional
         The least number of floats in an array that is worth coding; smaller arrays travel exactly.
     seed : int, optional
-        Of the rounds' keys. The same seed makes the same messages of the same numbers; use it for one run. By default,
-        drawn from the system.
+        Of the rounds' keys. With the same seed the same nodes make the same messages of the same numbers; use it for
+        one run. By default, drawn from the system.
     fused : bool, optional
         Whether the weighted mean is read off all messages at once, in one accumulator, and `strategy` is given that;
         else every message is decoded by itself, as strategies need that look at single updates (`Krum`, `FedMedian`,
