@@ -36,7 +36,7 @@ def main() -> int:
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def keep() -> None:
-        path.write_text(json.dumps(kept, indent=1) + "\n")
+        path.write_text(json.dumps(kept, separators=(",", ":")) + "\n")
 
     if "costs" not in kept:
         kept["costs"] = costs.measure()
@@ -45,7 +45,7 @@ def main() -> int:
     cells = [cell for cell in plan.cells() if cell.runs >= 5 or not options.quick]
     for number, cell in enumerate(cells):
         part = kept.setdefault("cells", {})
-        if title(cell) in part:
+        if cell.title in part:
             continue
         start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         rows = []
@@ -55,16 +55,11 @@ def main() -> int:
             rows.append({name: float(f"{value:.5g}") for name, value in cell.run(rng, key).items()})
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         seconds = round(time.process_time() - start, 1)
-        part[title(cell)] = {"seconds": seconds, "grown_kb": grown, "runs": rows}
+        part[cell.title] = {"seconds": seconds, "grown_kb": grown, "runs": rows}
         keep()
-        print(f"{seconds:6.1f} s  {title(cell)}", flush=True)
+        print(f"{seconds:6.1f} s  {cell.title}", flush=True)
     print(report.write(options.out, kept))
     return 0
-
-
-def title(cell: Any) -> str:
-    """Name a cell in the records."""
-    return f"{cell.part}: {cell.name}, {'-'.join(cell.promised)}"
 
 
 def read_options() -> argparse.Namespace:

@@ -18,6 +18,7 @@ from machine import watched
 
 import lowbit as lb
 
+Speeds = dict[lb.Codec, Speed]
 RANKS, CORES, LINKS = (2, 4, 8, 16, 64), (1, 4, 16, 64), (1e7, 1e8, 1e9, 1e10, 1e11)
 BF16 = Scheme("bf16 all-reduce", all_reduce(16), lambda _: 0.0, "0.45")
 CODECS = {"1/2": HALF, "1": ONE, "2": TWO, "4": FOUR, "QUIC-FL 1": QUICK}
@@ -43,12 +44,12 @@ def measure() -> dict[str, Any]:
     }
 
 
-def speeds_of(measured: dict[str, Any]) -> dict[lb.Codec, Speed]:
+def speeds_of(measured: dict[str, Any]) -> Speeds:
     """Give them by codec, as the model takes them."""
     return {codec: Speed(**measured["speeds"][name]) for name, codec in CODECS.items()}
 
 
-def schemes(speeds: dict[lb.Codec, Speed]) -> list[Scheme]:
+def schemes(speeds: Speeds) -> list[Scheme]:
     """List ways with fewer bits than bf16."""
 
     def once(name: str, codec: lb.Codec, colour: str) -> Scheme:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 
 def flat(v: float, n: float) -> float:
-    """Everyone's message is read by one receiver: errors average."""
+    """Read everyone's message in one place: errors average."""
     return v / n
 
 
 def tree(errors: Sequence[float], fans: Sequence[int], rho: float) -> float:
-    """Aggregators of each level average `fans` messages, and all but the root encode what they got once more.
+    """Average `fans` messages in the aggregators of each level; all but the root encode what they got once more.
 
     ``errors[0]`` is the senders' v, ``errors[l]`` that of the aggregators of level l. A node of level l stands for N
     senders and has the error e, so what it encodes has the squared norm rho + (1 - rho) / N + e.
@@ -29,13 +29,13 @@ def tree(errors: Sequence[float], fans: Sequence[int], rho: float) -> float:
 
 
 def two_phase(up: float, down: float, n: int, rho: float) -> float:
-    """Parts are averaged, each by one rank, and the means encoded once more: nothing averages that second error."""
+    """Average each part in one rank and encode its mean once more: nothing averages that second error."""
     first = up / n
     return first + down * (rho + (1 - rho) / n + first)
 
 
 def known(v: float, n: int, lost: float, rho: float) -> float:
-    """A share `lost` drops out at random; the sum is divided by the number that came. Against the mean of all n.
+    """Lose a share at random and divide the sum by the number that came; against the mean of all n.
 
     Sampling k of n without replacement has the variance S^2 (1/k - 1/n), here with S^2 = 1 - rho.
     """
@@ -44,17 +44,17 @@ def known(v: float, n: int, lost: float, rho: float) -> float:
 
 
 def expected(v: float, n: int, lost: float) -> float:
-    """Drop-outs that nobody counts: the sum is divided by the number that was expected. Unbiased, but noisier."""
+    """Lose a share that nobody counts, and divide the sum by the number that was expected: unbiased, but noisier."""
     return (v + lost) / (n * (1 - lost))
 
 
 def ignored(v: float, n: int, lost: float, rho: float) -> float:
-    """Drop-outs that are taken for zeros: the sum is divided by n. The mean shrinks by (1 - lost)."""
+    """Take who drops out for zeros, and divide the sum by n: the mean shrinks by (1 - lost)."""
     return lost**2 * (rho + (1 - rho) / n) + (1 - lost) * (v + lost) / n
 
 
 def groups(v: float, n: int, lost: Sequence[float], apart: float, *, weighted: bool) -> float:
-    """Two halves whose vectors differ by a squared distance `apart` drop out at different rates.
+    """Lose more of one half than of the other, their vectors a squared distance `apart`.
 
     Unweighted, the mean leans to those who come: off by (share - 1/2) times the difference. Weighted by one over the
     chance to come, it does not, but for the noise of the two counts.
@@ -70,7 +70,7 @@ def groups(v: float, n: int, lost: Sequence[float], apart: float, *, weighted: b
 
 
 def stale(v: float, n: int, late: float, drift: float, *, taken: bool) -> float:
-    """A share `late` answers a round later, when the mean has moved by a squared distance `drift`."""
+    """Hear of a share `late` a round later, when the mean has moved by a squared distance `drift`."""
     moved = 1 + drift
     if not taken:
         return v * moved / ((1 - late) * n)
@@ -78,15 +78,15 @@ def stale(v: float, n: int, late: float, drift: float, *, taken: bool) -> float:
 
 
 def one_liar(v: float, n: int, size: float) -> float:
-    """One of n sends a vector of its own that is `size` times as long as the others'."""
+    """Let one of n send a vector of its own that is `size` times as long as the others'."""
     return (size**2 + 1) / n**2 + v * (n - 1 + size**2) / n**2
 
 
 def bounded_liars(v: float, n: int, share: float, size: float) -> float:
-    """A share of the senders sends the opposite, as long as a check of norms lets it be."""
+    """Let a share of the senders send the opposite, as long as a check of norms allows."""
     return (share * (1 + size)) ** 2 + v * (1 - share + share * size**2) / n
 
 
 def lying_aggregator(v: float, n: int, nodes: int) -> float:
-    """One of `nodes` aggregators under the root sends the opposite of its mean, exactly encoded."""
+    """Let one of `nodes` aggregators under the root send the opposite of its mean, exactly encoded."""
     return (2 / nodes) ** 2 + v / n

@@ -1,16 +1,16 @@
 """What is simulated, what arithmetic promises for it (forms.py), and what counts as met. Written before the runs.
 
 A number is met if its 95 % interval and the promise within 5 % overlap. The interval is Student's t over at least five
-runs, which differ in keys and vectors; for fewer, that of a sum of d independent squares, 1.96 sqrt(2 / (d runs)), since
-the error of a mean of many messages is close to normal and alike in all coordinates.
+runs, which differ in keys and vectors; for fewer, that of a sum of d independent squares, 1.96 sqrt(2 / (d runs)),
+since the error of a mean of many messages is close to normal and alike in all coordinates.
 
-A promise of v / n cannot hold for ever for EDEN, which is unbiased only as vectors grow: on a vector of three numbers and
-zeros docs/messages.md measured a bias of 7e-6 at 4,096 numbers, below which no mean can come. So the promise for it is
-v / n + 7e-6 there, with a margin of 20 % (the 7e-6 has one digit), and v / n for QuicFl, which has no bias. Sums in float32
-are expected to cost nothing that shows: 10^6 terms, each rounded by 2^-25 of the sum, leave 4e-10 of it.
+A promise of v / n cannot hold for ever for EDEN, which is unbiased only as vectors grow: on a vector of three numbers
+and zeros docs/messages.md measured a bias of 7e-6 at 4,096 numbers, below which no mean can come. So the promise for it
+is v / n + 7e-6 there, with a margin of 20 % (the 7e-6 has one digit), and v / n for QuicFl, which has no bias. Sums in
+float32 are expected to cost nothing that shows: 10^6 terms, each rounded by 2^-25 of the sum, leave 4e-10 of it.
 
-Beside the numbers: a late message is refused by name and changes nothing, and whoever makes an aggregator's message again
-from what it read finds the one that lied and no other.
+Beside the numbers: a late message is refused by name and changes nothing, and whoever makes an aggregator's message
+again from what it read finds the one that lied and no other.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ class Cell:
     promised: Found
     numbers: int = D
     margin: float = MARGIN
+
+    @property
+    def title(self) -> str:
+        """What records call it."""
+        return f"{self.part}: {self.name}, {'-'.join(self.promised)}"
 
 
 def v(codec: lb.Codec, d: int = D) -> float:
@@ -190,9 +195,7 @@ def hostility() -> list[Cell]:
             "numbers",
             f"100 subtrees of 100, each numbered from 0; {'a key each' if folded else 'one key'}",
             10,
-            lambda rng, key, folded=folded: {
-                "error": sim.numbered_alike(x(rng, D), ONE, 100, 100, key, folded=folded)
-            },
+            lambda rng, key, folded=folded: {"error": sim.numbered_alike(x(rng, D), ONE, 100, 100, key, folded=folded)},
             {"error": forms.flat(v(ONE), N if folded else 100)},
         )
         for folded in (False, True)

@@ -137,7 +137,7 @@ def leaning(
 def late(
     rng: np.random.Generator, d: int, n: int, share: float, drift: float, codec: lb.Codec, key: lb.Key
 ) -> dict[str, float]:
-    """Some answer a round later. Their messages have the old round's key, so an accumulator of their own reads them."""
+    """Hear of some a round later: their messages have the old round's key, so an accumulator of its own reads them."""
     before = direction(rng, d)
     step = direction(rng, d)
     step -= (step @ before) * before
@@ -169,7 +169,7 @@ def refused_late(d: int, codec: lb.Codec, key: lb.Key) -> str:
 def one_liar(
     rng: np.random.Generator, d: int, n: int, size: float, most: float, codec: lb.Codec, key: lb.Key
 ) -> dict[str, float]:
-    """One sender's vector is `size` times too long. The receiver takes all, or refuses what is too long.
+    """Let one sender's vector be `size` times too long. The receiver takes all, or refuses what is too long.
 
     A decoded vector's squared length is 1 + v times the sender's; refused is what has `most` times the usual length.
     """
@@ -185,7 +185,7 @@ def one_liar(
 
 
 def bounded_liars(x: Vector, n: int, share: float, size: float, codec: lb.Codec, key: lb.Key) -> float:
-    """Liars send the opposite, `size` times as long; a check of norms lets them."""
+    """Let a share send the opposite, `size` times as long, which a check of norms allows."""
     mean = lb.Mean(key)
     for sender in range(n):
         mean.add(lb.encode(-size * x if sender < share * n else x, codec, key=key, sender=sender))
@@ -193,7 +193,7 @@ def bounded_liars(x: Vector, n: int, share: float, size: float, codec: lb.Codec,
 
 
 def lying_aggregator(x: Vector, nodes: int, fan: int, codec: lb.Codec, key: lb.Key) -> dict[str, float]:
-    """One aggregator sends the opposite. Whoever has its senders' messages makes its message again and compares.
+    """Let one aggregator send the opposite. Whoever has its senders' messages makes its message again and compares.
 
     An honest aggregator's message is a function of those it read, so that it must be the same bytes; 1 where the
     comparison said the truth of every aggregator.
