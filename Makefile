@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-torch test cargo-test pytest test-torch test-flower test-peers check fmt lint types types-torch types-flower doc bench bench-torch bench-ddp experiments experiments-theory experiments-torch experiments-federated fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-flower test-peers check fmt lint types types-torch types-flower doc bench bench-torch bench-ddp experiments experiments-theory experiments-pays experiments-torch experiments-federated fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -157,6 +157,9 @@ experiments: $(VENV)/.extra-experiments  ## measure errors of means and of forma
 
 experiments-theory: $(VENV)/.extra-experiments  ## LP-SGD, HALP and SWALP beside their bounds: docs/results/theory.md (six minutes; resumable)
 	$(BIN)/python experiments/theory all
+
+experiments-pays: $(VENV)/.extra-experiments  ## rounds of up to a million senders beside what arithmetic promises: docs/results/pays.md (seven minutes; resumable)
+	$(BIN)/python experiments/pays
 
 experiments-torch: $(TORCH)/.data  ## train in 4 bits and in float32, and compare: docs/results/train4bit.md (over an hour; resumable)
 	$(TORCH)/bin/python experiments/train4bit all

@@ -11,7 +11,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/convex.md", "docs/formats.md", "docs/messages.md", "docs/shared-key.md"]
+    "page",
+    [
+        "README.md",
+        "docs/convex.md",
+        "docs/formats.md",
+        "docs/messages.md",
+        "docs/shared-key.md",
+        "docs/when-it-pays.md",
+    ],
 )
 def test_examples(page: str) -> None:
     result = doctest.testfile(str(ROOT / page), module_relative=False)

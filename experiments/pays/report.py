@@ -162,7 +162,7 @@ def draw(path: Path, speeds: Speeds, seen: Sequence[Seen]) -> None:
     left.axhspan(1, 100, color="tab:red", alpha=0.08)
     left.text(0.012, 1.2, "fewer bits lose", color="tab:red")
     left.set(xscale="log", yscale="log", xlabel="link, Gbit/s", ylabel="share of bf16's time", ylim=(0.08, 50))
-    left.set_title("`Eden(1)`, 4 ranks, all-gather, no overlap", fontsize=11)
+    left.set_title("Eden(1), 4 ranks, all-gather, kernels alone, no overlap", fontsize=11)
     left.legend(frameon=False)
 
     flat = [row for row in seen if row.part == "flat"]
@@ -178,9 +178,13 @@ def draw(path: Path, speeds: Speeds, seen: Sequence[Seen]) -> None:
             fmt="o",
             ms=4,
             color=colour,
-            label=f"flat: {cell}",
+            label="one accumulator: " + cell.replace("`", ""),
         )
         middle.plot(counts, [row.promised for row in rows], color=colour, lw=1)
+    rows = [row for row in seen if row.part == "piles"]
+    middle.plot(
+        [1e6] * len(rows), [row.mean for row in rows], "D", mfc="none", color="black", label="a hundred accumulators"
+    )
     for marker, upper in (("s", "1, 1, 1"), ("^", "1, 4, 8")):
         rows = [row for row in seen if row.part == "tree" and f": {upper};" in row.cell]
         middle.plot(
@@ -188,27 +192,25 @@ def draw(path: Path, speeds: Speeds, seen: Sequence[Seen]) -> None:
             [row.mean for row in rows],
             marker,
             color="black",
-            label=f"tree of 100 x 100 x 100: {upper} bits",
+            label=f"tree, 100 x 100 x 100, {upper} bits",
         )
     middle.set(xscale="log", yscale="log", xlabel="senders", ylabel="squared error of the mean")
     middle.set_title("Alike vectors: found (dots), promised (lines)", fontsize=11)
     middle.legend(frameon=False, fontsize=8.5, loc="lower left")
 
-    for k, part in enumerate(dict.fromkeys(row.part for row in seen)):
-        rows = [row for row in seen if row.part == part]
-        where = k + np.linspace(-0.35, 0.35, len(rows)) if len(rows) > 1 else [k]
-        right.errorbar(
-            where,
-            [row.mean / row.promised for row in rows],
-            [row.half / row.promised for row in rows],
-            fmt="o",
-            ms=3,
-            lw=1,
-        )
+    low, high = 0.4, 1.4
     names = list(dict.fromkeys(row.part for row in seen))
+    for k, part in enumerate(names):
+        rows = [row for row in seen if row.part == part]
+        where = k + (np.arange(len(rows)) + 0.5) / len(rows) * 0.8 - 0.4
+        shares = np.array([row.mean / row.promised for row in rows])
+        halves = [row.half / row.promised for row in rows]
+        right.errorbar(where, shares, halves, fmt="o", ms=3, lw=1)
+        for x, share in zip(where[shares > high], shares[shares > high], strict=True):
+            right.annotate(f"{share:.1f} ↑", (x, high), ha="center", va="top")
     right.set_xticks(range(len(names)), names, rotation=30)
     right.axhspan(1 - plan.MARGIN, 1 + plan.MARGIN, color="0.9")
-    right.set(ylabel="found / promised", ylim=(0.5, 1.5))
+    right.set(ylabel="found / promised", ylim=(low, high))
     right.set_title("Everything, and the margin", fontsize=11)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
