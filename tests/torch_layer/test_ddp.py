@@ -187,9 +187,9 @@ class Mixed(nn.Module):
         return self.high(self.low(x.bfloat16()).float()) * self.gain
 
 
-def _mixed(rank: int, codec: lb.Codec, hook: dict[str, Any]) -> Any:
+def _mixed(rank: int, codec: lb.Codec, hook: dict[str, Any], options: dict[str, Any]) -> Any:
     torch.manual_seed(1)
-    model = parallel(Mixed())
+    model = parallel(Mixed(), **options)
     ddp.register(model, codec, start_step=0, check_every=1, min_numel=1, **hook)
     exact = parallel(copy.deepcopy(model.module))
     for each in (model, exact):
@@ -203,8 +203,10 @@ def _mixed(rank: int, codec: lb.Codec, hook: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("codec", "hook"), [(lb.Eden(8), {}), (lb.Eden(8), {"strategy": "two_phase"}), (lb.Summable(8), {})]
 )
-def test_dtypes_may_differ(codec: lb.Codec, hook: dict[str, Any]) -> None:
-    for gain, *rest in ranks(2).run(_mixed, codec, hook):
+@pytest.mark.parametrize("options", [{}, {"static_graph": True}], ids=["", "static"])
+def test_dtypes_may_differ(codec: lb.Codec, hook: dict[str, Any], options: dict[str, Any]) -> None:
+    """A static graph's first iteration has one bucket for each dtype, all of them number 0 and none the last."""
+    for gain, *rest in ranks(2).run(_mixed, codec, hook, options):
         assert gain[0] == torch.float32
         assert gain[1] < 0.02  # a bucket's single number, coded as a block of its own
         assert [dtype for dtype, _ in rest] == 2 * [torch.bfloat16] + 2 * [torch.float32]

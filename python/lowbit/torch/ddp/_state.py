@@ -80,6 +80,9 @@ class State:
         ignored = model.parameters_to_ignore
         self._parameters = {name: p for name, p in model.module.named_parameters() if name not in ignored}
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self._trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
+        #: Parameters whose bucket this step has had.
+        self._seen: set[str] = set()
         self._running: list[Running] = []
         self._steps = self._skipped = 0
         self._error, self._energy = 0.0, 0.0
@@ -95,12 +98,16 @@ class State:
         if buffer.layout is not torch.strided:
             names = [self._names[id(parameter)] for parameter in bucket.parameters()]
             raise TypeError(f"model: the gradients of {names} are sparse, which no codec writes; make them dense")
-        if bucket.index() == 0:
+        names = {self._names[id(parameter)] for parameter in bucket.parameters()}
+        if not self._seen or self._seen & names:
             self._begin_step()
+        self._seen |= names
         devices: list[int | str | torch.device] = [] if buffer.device.type == "cpu" else [buffer.device]
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         started = self._go_on([(self._average(bucket), future, buffer)])
-        if bucket.is_last():
+        # In its first iteration a static graph calls each of several buckets number 0, and none of them the last.
+        if bucket.is_last() or (bucket.index() == 0 and self._seen == self._trained):
+            self._seen = set()
             self._running += started
             while self._running:
                 self._running = self._go_on(self._running)
@@ -111,6 +118,7 @@ class State:
 
     def _begin_step(self) -> None:
         """Forget what a step that never came to its end has left."""
+        self._seen = set()
         self._running.clear()
         self._rounds.reset()
         self._digest = 0
