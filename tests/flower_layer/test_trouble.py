@@ -200,6 +200,20 @@ def test_a_message_of_an_earlier_round_is_refused(log: list[str]) -> None:
     assert any(f"node {BAD}: refused" in line and "key" in line for line in log)
 
 
+@pytest.mark.parametrize("weight", [2.0**100, 2.0**101, 2.0**126])
+def test_no_weights_end_the_server(weight: float, log: list[str]) -> None:
+    """Two clients whose weights would add up to more than a mean takes."""
+    wire = Wire()
+    wire.damage = lambda reply: (
+        [reply] if reply.metadata.src_node_id == BAD else content(reply, metrics=MetricRecord({"num-examples": weight}))
+    )
+    strategy = Compressed(average(fraction_evaluate=0.0), lb.Eden(1), seed=1)
+    rounds(strategy, wire, BASE, 2)
+    accepted = 3 if weight <= 2.0**100 else 1
+    assert [row.accepted for row in strategy.traffic] == [accepted] * 2
+    assert sum("is not a weight" in line for line in log) == 2 * (3 - accepted)
+
+
 def test_a_round_without_answers_keeps_the_model() -> None:
     wire = Wire()
     wire.damage = lambda reply: []

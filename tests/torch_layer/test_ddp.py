@@ -452,6 +452,55 @@ def test_sparse_gradients_are_refused() -> None:
     assert ranks(2).run(_sparse) == ["refused"] * 2
 
 
+def _loaded_by_one(rank: int) -> Any:
+    model = parallel(net())
+    state = ddp.register(model, lb.Eden(1))
+    if rank == 0:
+        state.load_state_dict({**state.state_dict(), "step": 100})
+    train(model, rank, range(1))
+
+
+def test_a_checkpoint_that_one_rank_alone_has_loaded_is_found_at_once() -> None:
+    """Ranks of different steps would wait for each other, in different collectives."""
+    for failed in ranks(2).call(_loaded_by_one):
+        assert failed.kind == "Error"
+        assert failed.text.startswith("step: ranks [1] were given another than rank 0")
+
+
+def _copied(rank: int) -> Any:
+    """`copy.deepcopy`, as of averaged models; what is registered for the copy is its own."""
+    model = parallel(net())
+    state = ddp.register(model, lb.Sign(), start_step=0)
+    train(model, rank, range(2))
+    for copied in (copy.deepcopy(model), torch.optim.swa_utils.AveragedModel(model).module):
+        assert same(weights(copied), weights(model))
+        other = ddp.register(copied, lb.Eden(1), start_step=0)
+        train(copied, rank, range(2))
+        assert (state.step, other.step) == (2, 2)
+    return weights(copied)
+
+
+def test_a_model_with_the_hook_may_be_copied() -> None:
+    assert same(*ranks(2).run(_copied))
+
+
+def _compiled(rank: int, around: bool) -> Any:
+    """A compiled module has parameters of other names, with which it means the same ones."""
+    module = net()
+    compiled = torch.compile(module, backend="eager")
+    model = parallel(compiled if around else module, bucket_cap_mb=25)
+    state = ddp.register(model, lb.Sign(), start_step=0, check_every=1)
+    train(model, rank, range(3))
+    return weights(module), list(state.state_dict()["memory"]["errors"])
+
+
+def test_a_compiled_model_has_the_same_keys_and_memories() -> None:
+    compiled, plain = ranks(2).run(_compiled, True), ranks(2).run(_compiled, False)
+    assert same(compiled[0][0], plain[0][0])
+    assert same(compiled[0][0], compiled[1][0])
+    assert compiled[0][1] == plain[0][1]
+
+
 def _differs(rank: int) -> str:
     model = parallel(net())
     ddp.register(model, lb.Eden(1), check_every=2)
@@ -555,6 +604,8 @@ def alone(test: Any) -> Any:
 def _arguments() -> None:
     with pytest.raises(TypeError, match="model: expected a DistributedDataParallel, got Net"):
         ddp.register(net(), lb.Eden(1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"model: \['weight', 'bias'\] are complex"):
+        ddp.register(parallel(nn.Linear(3, 3, dtype=torch.complex64)), lb.Eden(1))
     model = parallel(net())
     for name in ("start_step", "check_every", "measure_every"):
         with pytest.raises(lb.Error, match=name):

@@ -325,6 +325,10 @@ def _hostile(rank: int, codec: lb.Codec, strategy: Any, deed: str) -> str:
             key = lb.Key(0)
         if deed == "another sender":
             sender = 0
+        if deed == "a stranger":
+            sender = 77
+        if deed == "another codec":
+            codec = lb.Eden(1, "min_error") if isinstance(codec, lb.Eden) else lb.QuicFl(2)
         if deed == "other shape":
             x = np.concatenate([x, x])
         message = bytearray(honest(x, codec, key=key, sender=sender))
@@ -348,14 +352,59 @@ def _hostile(rank: int, codec: lb.Codec, strategy: Any, deed: str) -> str:
 @pytest.mark.parametrize("codec", [lb.Eden(1), lb.QuicFl(1)])
 @pytest.mark.parametrize("strategy", ["all_gather", "two_phase"])
 def test_bad_messages_are_refused_on_all_ranks(codec: lb.Codec, strategy: str) -> None:
-    for deed in ("damaged", "wrong key", "other shape", "oversized", "another sender"):
+    for deed in ("damaged", "wrong key", "other shape", "oversized", "another sender", "a stranger", "another codec"):
         if deed == "oversized" and codec == lb.Eden(1):
             continue  # its slot is as long as its message: what is beyond is not sent
         texts = ranks(2).run(_hostile, codec, strategy, deed)
         assert "the message" in texts[0], (deed, texts)
         assert "of 'x' could not be decoded" in texts[0], (deed, texts)
-        assert "rank 1" in texts[0] or deed == "another sender", (deed, texts)
+        assert "the message of rank 1" in texts[0], (deed, texts)
         assert [text == texts[0] for text in texts] == [True, True]
+
+
+def _lies_about_failing(rank: int, row: list[int]) -> str:
+    """Rank 1 says nonsense with the last word."""
+    rounds = Rounds(lb.Eden(1))
+    gathered = rounds.exchange.gathered
+    if rank == 1:
+        rounds.exchange.gathered = lambda own: gathered(row if len(own) == 4 else [2**40 - 7] * len(own))
+    try:
+        rounds.average({"x": torch.ones(5000)}, KEY)
+    except lb.Error as error:
+        return str(error)
+    return "nothing was noticed"
+
+
+@pytest.mark.parametrize("row", [[2**40, 0, 0, 0], [-5, 1, 0, 0]])
+def test_a_lie_about_a_failure_takes_no_memory(row: list[int]) -> None:
+    for text in ranks(2).run(_lies_about_failing, row):
+        assert text.startswith("the round failed on rank 1: ")
+        assert len(text) < 3000
+
+
+def _beyond_float16(rank: int, codec: lb.Codec, strategy: Any) -> Any:
+    """The mean of numbers just below 65504, to which noise or memory is added."""
+    rounds = Rounds(codec, strategy=strategy)
+    numbers = torch.full((4096,), 3e4)
+    numbers[:64] = 6.5e4
+    for k in range(9):
+        before = rounds.memories.state_dict()["errors"]
+        tensors = {"x": numbers.half()}
+        finite = rounds.average(tensors, KEY.fold(k))
+        assert finite == bool(tensors["x"].isfinite().all())
+        after = rounds.memories.state_dict()["errors"]
+        if not finite:
+            return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    return "all was finite"
+
+
+@pytest.mark.parametrize(
+    ("codec", "strategy"),
+    [(lb.Eden(1), "all_gather"), (lb.Eden(1, "min_error"), "two_phase"), (lb.Summable(1), "sum")],
+)
+def test_a_mean_beyond_float16_is_seen_by_all(codec: lb.Codec, strategy: str) -> None:
+    """It is infinite in the gradients, and GradScaler skips the step: so must memories."""
+    assert ranks(2).run(_beyond_float16, codec, strategy) == [True, True]
 
 
 def _one_alone_fails(rank: int) -> str:
@@ -400,6 +449,21 @@ def test_a_sub_group_averages_among_itself() -> None:
     want = (vectors(0)["w"] + vectors(2)["w"]) / 2
     assert torch.equal(first[2], want)
     assert torch.equal(last[2], want)
+
+
+def _no_member(rank: int) -> str:
+    group = dist.new_group([0, 1])
+    if rank < 2:
+        return ""
+    with pytest.raises(lb.Error, match="group: this process is no member of it"):
+        Rounds(lb.Eden(1), group=group)
+    with pytest.raises(TypeError, match="group: expected a ProcessGroup or None, got list"):
+        Rounds(lb.Eden(1), group=[0, 1])  # type: ignore[arg-type]
+    return "refused"
+
+
+def test_a_group_that_is_none_is_refused() -> None:
+    assert ranks(3).run(_no_member) == ["", "", "refused"]
 
 
 def _no_floats(rank: int) -> str:

@@ -158,8 +158,8 @@ class Round:
         return Reply(node, reply, self.asked[node], name, data, content, weight)
 
 
-#: The weights that `lowbit.Mean` takes.
-_LEAST, _MOST = 2.0**-126, 2.0**126
+#: The weights that are taken: `lowbit.Mean` wants sums of at most 2**126, so that of 2**26 clients no few can end a round.
+_LEAST, _MOST = 2.0**-126, 2.0**100
 
 
 def _metrics(content: RecordDict) -> list[tuple[str, MetricRecord]]:
@@ -173,7 +173,7 @@ def _weight(content: RecordDict, name: str) -> float:
         raise lb.Error(f"expected one MetricRecord, got {len(metrics)}")
     weight = metrics[0][1].get(name)
     if not isinstance(weight, int | float) or not (weight == 0 or _LEAST <= weight <= _MOST):
-        raise lb.Error(f"metrics[{name!r}]: {weight!r} is not a weight; give 0, or a number from 2**-126 to 2**126")
+        raise lb.Error(f"metrics[{name!r}]: {weight!r} is not a weight; give 0, or a number from 2**-126 to 2**100")
     return float(weight)
 
 

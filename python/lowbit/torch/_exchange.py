@@ -63,8 +63,8 @@ class Traffic:
 
 
 def _payload_of(message: memoryview) -> int:
-    """Read the length of the payload off a header (docs/wire.md)."""
-    return int.from_bytes(message[24:32], "little") if len(message) >= 64 else 0
+    """Read the length of the payload off a header (docs/wire.md), which may lie."""
+    return min(int.from_bytes(message[24:32], "little"), len(message)) if len(message) >= 64 else 0
 
 
 def _split(parcel: memoryview, lengths: Sequence[int]) -> list[memoryview]:

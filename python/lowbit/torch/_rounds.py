@@ -29,8 +29,10 @@ Strategy = Literal["auto", "all_gather", "two_phase", "sum"]
 _SHARE = 0.3
 #: Pieces of "two_phase" are multiples of this: blocks of at least 4,096 numbers need two rotations only.
 _CUT = 4096
-#: Where a header has its flags, and which of them it is (docs/wire.md).
-_FLAGS, _NOT_FINITE = 12, 1
+#: Where a header has its flags, which of them it is, and where its sender is (docs/wire.md).
+_FLAGS, _NOT_FINITE, _SENDER = 12, 1, slice(40, 48)
+#: The most that a rank may say of its failure, in bytes.
+_WORDS = 2000
 
 
 @dataclass(slots=True)
@@ -97,6 +99,10 @@ class Rounds:
         self.min_numel = _arguments.within(min_numel, "min_numel", 0, (1 << 63) - 1)
         if not dist.is_initialized():
             raise lb.Error("group: there is none; call torch.distributed.init_process_group first")
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            if group is dist.GroupMember.NON_GROUP_MEMBER:
+                raise lb.Error("group: this process is no member of it; only members average")
+            raise TypeError(f"group: expected a ProcessGroup or None, got {type(group).__name__}")
         self.exchange = Exchange(group)
         self.group, self.rank, self.size = self.exchange.group, self.exchange.rank, self.exchange.size
         self.strategy = _strategy(wanted, codec, self.size)
@@ -263,20 +269,32 @@ class Rounds:
     ) -> NDArray[np.float32] | None:
         """Decode the mean of ranks' messages, into a place if there is one; where that fails, note it."""
         key, d = piece.key_of(stage), piece.place.numel()
+        senders = {rank: piece.part if stage == "second" else rank for rank in messages}
         try:
             self.see(finite=not any(len(m) > _FLAGS and m[_FLAGS] & _NOT_FINITE for m in messages.values()))
+            for rank, sender in senders.items():
+                if _sender_of(messages[rank]) != sender:
+                    raise lb.DecodeError("a message is of another sender")
             if place is not None and place.dtype == torch.float32 and place.device.type == "cpu":
                 return lb.decode_mean(messages.values(), key=key, out=_array(place), max_elements=d)
             out = np.empty(d, np.float32)
             lb.decode_mean(messages.values(), key=key, out=out, max_elements=d)
             if place is not None:
-                place.copy_(torch.from_numpy(out))
+                self.put(place, out)
         except Exception as error:
-            rank, reason = _culprit(messages, key, d, error)
+            codec = piece.second if stage == "second" else piece.codec
+            rank, reason = _culprit(messages, senders, codec, key, d, error)
             of = "" if rank is None else f" of rank {rank}"
             self.note(reason, f"the message{of} of {piece.name!r} could not be decoded")
             return None
         return out
+
+    def put(self, place: Tensor, mean: NDArray[np.float32]) -> None:
+        """Write a mean to its place, which may hold less than float32."""
+        place.copy_(torch.from_numpy(mean))
+        if place.dtype == torch.float16:
+            # Noise may take it beyond 65504, and then GradScaler skips the step.
+            self.see(finite=bool(place.isfinite().all()))
 
     def see(self, *, finite: bool) -> None:
         """Remember whether all was finite, for `settle`."""
@@ -309,7 +327,7 @@ class Rounds:
             As by `average`; or the digests differ.
         """
         failure, finite = self._failure, self._finite
-        text = b"" if failure is None else str(failure).encode()[:2000]
+        text = b"" if failure is None else str(failure).encode()[:_WORDS]
         own = [len(text), isinstance(failure, lb.DecodeError), not finite, digest]
         rows = self.exchange.gathered(own)
         if any(row[0] for row in rows):
@@ -326,10 +344,10 @@ class Rounds:
 
     def _tell(self, rows: list[list[int]], text: bytes) -> None:
         """Raise what some rank could not do, on all."""
-        width = max(row[0] for row in rows)
-        texts = self.exchange.gathered(list(text.ljust(width, b"\0")))
+        # As long as may be, and bytes whatever comes: what a rank says of itself is not to be relied on.
+        texts = self.exchange.gathered(list(text.ljust(_WORDS, b"\0")))
         said = [
-            f"on rank {rank}: {bytes(each[: row[0]]).decode(errors='replace')}"
+            f"on rank {rank}: {bytes(c & 255 for c in each).rstrip(bytes(1)).decode(errors='replace')}"
             for rank, (row, each) in enumerate(zip(rows, texts, strict=True))
             if row[0]
         ]
@@ -358,15 +376,31 @@ def _array(place: Tensor) -> NDArray[Any]:
     return _bridge.array(place.cpu())
 
 
-def _culprit(messages: Mapping[int, memoryview], key: lb.Key, d: int, error: Exception) -> tuple[int | None, Exception]:
+def _sender_of(message: memoryview) -> int:
+    return int.from_bytes(message[_SENDER], "little")
+
+
+def _culprit(
+    messages: Mapping[int, memoryview],
+    senders: Mapping[int, int],
+    codec: lb.Codec,
+    key: lb.Key,
+    d: int,
+    error: Exception,
+) -> tuple[int | None, Exception]:
     """Find whose message cannot be decoded, if it is one alone."""
     for rank, message in messages.items():
         if not any(message[:8]):
             return rank, lb.DecodeError("it sent no message, or one that is too long")
         try:
             lb.decode(message, key=key, out=np.empty(d, np.float32), max_elements=d)
+            about = lb.describe(message)
         except lb.Error as found:
             return rank, found
+        if about.sender != senders[rank]:
+            return rank, lb.DecodeError(f"it is of sender {about.sender}, not {senders[rank]}")
+        if about.codec != codec:
+            return rank, lb.DecodeError(f"it is made by {about.codec}, not {codec}")
     return None, error
 
 

@@ -86,6 +86,6 @@ def _finish(codec: lb.Summable, piece: Piece, norms: NDArray[Any], total: NDArra
         key, d = piece.key_of("first"), piece.place.numel()
         mean = codec.decode_sum(total, norms, d, key=key, senders=range(rounds.size))
         mean *= np.float32(1 / rounds.size)
-        piece.place.copy_(torch.from_numpy(mean))
+        rounds.put(piece.place, mean)
     except lb.Error as error:
         rounds.note(error, f"the sum of {piece.name!r} could not be decoded")

@@ -72,7 +72,8 @@ def register(
     Parameters
     ----------
     model : torch.nn.parallel.DistributedDataParallel
-        Without another hook. Float gradients of any dtype (of float64 what float32 can hold), none of them sparse.
+        Without another hook. Float gradients of any dtype (of float64 what float32 can hold), none of them sparse
+        or complex.
     codec : Codec
         How a rank writes a gradient: ``lb.Eden(1)``, ``lb.Sign()``, ``lb.Summable(4)``, ...
     seed : int, optional

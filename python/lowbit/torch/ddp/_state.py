@@ -63,6 +63,11 @@ class State:
     ) -> None:
         if not isinstance(model, DistributedDataParallel):
             raise TypeError(f"model: expected a DistributedDataParallel, got {type(model).__name__}")
+        if complex_ones := [name for name, p in model.module.named_parameters() if p.is_complex() and p.requires_grad]:
+            # DDP's buckets say half of what these take.
+            raise TypeError(
+                f"model: {complex_ones} are complex, which no codec writes; train torch.view_as_real of them"
+            )
         self.start_step = _arguments.within(start_step, "start_step", 0, _MOST)
         self.check_every = _arguments.within(check_every, "check_every", 0, _MOST)
         self.measure_every = _arguments.within(measure_every, "measure_every", 0, _MOST)
@@ -77,8 +82,12 @@ class State:
         self._rounds.agree(start_step=self.start_step, check_every=self.check_every, measure_every=self.measure_every)
         self.seed = shared_seed(seed, self._rounds.group)
         self.step = 0
+        self._agreed = False
         ignored = model.parameters_to_ignore
-        self._parameters = {name: p for name, p in model.module.named_parameters() if name not in ignored}
+        # A compiled model's parameters keep the names, and so the keys and memories, of the model it was.
+        self._parameters = {
+            name.replace("_orig_mod.", ""): p for name, p in model.module.named_parameters() if name not in ignored
+        }
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self._trained = {name for name, parameter in self._parameters.items() if parameter.requires_grad}
         #: Parameters whose bucket this step has had.
@@ -118,6 +127,10 @@ class State:
 
     def _begin_step(self) -> None:
         """Forget what a step that never came to its end has left."""
+        if not self._agreed:
+            # A rank that has not loaded what others have would launch other collectives than they.
+            self._rounds.agree(step=self.step, seed=self.seed)
+            self._agreed = True
         self._seen = set()
         self._running.clear()
         self._rounds.reset()
@@ -246,7 +259,7 @@ class State:
         Parameters
         ----------
         state : mapping
-            This rank's. One of another rank, or of another number of ranks, will do, but for error feedback, which is
+            This rank's; every rank loads one, of the same step. One of another rank, or of another number of ranks, will do, but for error feedback, which is
             then dropped with a warning.
 
         Raises
@@ -262,7 +275,12 @@ class State:
                 warnings.warn(f"{name}: it was {was} when this was saved, and is {value!r}", UserWarning, stacklevel=2)
         self.step = _arguments.within(state["step"], "step", 0, _MOST)
         self.seed = _arguments.within(state["seed"], "seed", 0, (1 << 64) - 1)
+        self._agreed = False
         self._rounds.memories.load_state_dict(state["memory"])
+
+    def __deepcopy__(self, memo: object) -> State:
+        """Stay one: DDP's copies mention the hook, and do not call it."""
+        return self
 
     def __getstate__(self) -> NoReturn:
         raise TypeError("a State belongs to its processes and cannot be pickled; save its state_dict()")
