@@ -285,6 +285,42 @@ def test_resuming_changes_nothing(codec: lb.Codec, hook: dict[str, Any]) -> None
     assert ranks(2).run(_resumed, codec, hook) == [(True, 9)] * 2
 
 
+def _sometimes(rank: int) -> Any:
+    """What is remembered of a layer, while it is used and while it is not."""
+    model = parallel(net(), find_unused_parameters=True)
+    state = ddp.register(model, lb.Sign(), start_step=0)
+    norms = []
+    for step in range(5):
+        model.zero_grad()
+        model(batch(rank, step), spare=step == 0).square().mean().backward()
+        norms.append(float(state.state_dict()["memory"]["errors"]["first spare.weight[0]"].norm()))
+    return norms
+
+
+def test_memory_waits_while_a_parameter_is_not_used() -> None:
+    """DDP drops the mean of what no rank has used: what such a message said would be lost."""
+    for first, *later in ranks(2).run(_sometimes):
+        assert first > 0
+        assert later == [first] * 4
+
+
+def _other_shapes(rank: int, kept: Any) -> Any:
+    model = parallel(nn.Sequential(nn.Linear(20, 64), nn.Linear(64, 32)))
+    state = ddp.register(model, lb.Sign(), start_step=0)
+    for old, new in (("first", "0"), ("second", "1")):
+        kept["memory"]["errors"][f"first {new}.weight[0]"] = kept["memory"]["errors"].pop(f"first {old}.weight[0]")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state.load_state_dict({**kept, "memory": {**kept["memory"], "rank": rank}})
+        model(batch(rank, 0)).sum().backward()
+    return [str(warning.message) for warning in caught if "dropped" in str(warning.message)]
+
+
+def test_memory_of_another_shape_is_dropped() -> None:
+    want = "error feedback of 'first 1.weight[0]' is dropped: it has 4096 numbers, the gradient 2048"
+    assert ranks(2).run(_other_shapes, ranks(2).run(_kept)[0]) == [[want]] * 2
+
+
 def _other_world(rank: int, kept: Any) -> Any:
     model = parallel(net())
     state = ddp.register(model, lb.Sign(), check_every=1)

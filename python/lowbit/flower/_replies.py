@@ -158,7 +158,7 @@ class Round:
         return Reply(node, reply, self.asked[node], name, data, content, weight)
 
 
-#: The weights that are taken: `lowbit.Mean` wants sums of at most 2**126, so that of 2**26 clients no few can end a round.
+#: The weights that are taken: `lowbit.Mean` wants sums of at most 2**126, which 2**26 clients do not exceed.
 _LEAST, _MOST = 2.0**-126, 2.0**100
 
 

@@ -57,9 +57,14 @@ class Memories:
         self._memories: dict[str, lb.ErrorFeedback] = {}
         self._open: list[lb.ErrorFeedback] = []
 
-    def of(self, stage: str, piece: str) -> lb.ErrorFeedback:
-        """Give the memory of a piece, whose round is then open."""
-        memory = self._memories.setdefault(f"{stage} {piece}", lb.ErrorFeedback())
+    def of(self, stage: str, piece: str, numel: int) -> lb.ErrorFeedback:
+        """Give the memory of a piece, whose round is then open; one of another size is dropped with a warning."""
+        name = f"{stage} {piece}"
+        memory = self._memories.setdefault(name, lb.ErrorFeedback())
+        if memory.error is not None and memory.error.size != numel:
+            reason = f"it has {memory.error.size} numbers, the gradient {numel}"
+            warnings.warn(f"error feedback of {name!r} is dropped: {reason}", UserWarning, stacklevel=2)
+            self._memories[name] = memory = lb.ErrorFeedback()
         self._open.append(memory)
         return memory
 

@@ -254,11 +254,13 @@ class Rounds:
         """Write a message; where that fails, none."""
         try:
             key = piece.key_of(stage)
-            memory = self.memories.of(stage, piece.memory) if codec is self.memories.stages.get(stage) else None
-            if memory is not None:
+            if codec is self.memories.stages.get(stage):
                 # NumPy cannot add to bfloat16.
                 floats = x if x.dtype.kind == "f" else _bridge.tensor(x).float().numpy()
-                return memory.encode(floats, codec, key=key, sender=sender)
+                # Zeros may be those of a parameter that was not used, for which DDP drops the mean: memory waits.
+                if floats[:64].any() or floats.any():
+                    memory = self.memories.of(stage, piece.memory, floats.size)
+                    return memory.encode(floats, codec, key=key, sender=sender)
             return lb.encode(x, codec, key=key, sender=sender)
         except Exception as error:
             self.note(error, f"{piece.name!r} could not be encoded")

@@ -80,7 +80,7 @@ def register(
         Of all randomness; the group's first rank's counts.
     error_feedback : bool, optional
         Whether each rank remembers what its messages leave out and adds it to the next gradient. Default: where `codec`
-        is biased (but for `Summable`, nearly unbiased). A float32 copy of all gradients.
+        is biased (but for `Summable`, nearly unbiased). A float32 copy of all gradients; during a step, two.
     start_step : int, optional
         Before that step (counted from 0) gradients are averaged by a plain all_reduce.
     min_numel : int, optional

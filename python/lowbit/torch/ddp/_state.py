@@ -259,8 +259,8 @@ class State:
         Parameters
         ----------
         state : mapping
-            This rank's; every rank loads one, of the same step. One of another rank, or of another number of ranks, will do, but for error feedback, which is
-            then dropped with a warning.
+            This rank's; every rank loads one, of the same step. One of another rank, or of another number of ranks, will
+            do, but for error feedback, which is then dropped with a warning.
 
         Raises
         ------
