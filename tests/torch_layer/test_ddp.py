@@ -672,6 +672,9 @@ def _alone() -> None:
     model.register_comm_hook(state, ddp.hook)
     train(model, 0, range(3))
     assert (state.step, state.stats.steps, state.stats.received) == (3, 3, 0)
+    # What there is nothing to say of is left out.
+    assert "nan" not in str(state.stats)
+    assert "nan" not in str(ddp.register(parallel(net()), lb.Sign()).stats)
 
 
 def test_a_group_of_one_sends_to_itself() -> None:

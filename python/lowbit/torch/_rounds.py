@@ -99,10 +99,7 @@ class Rounds:
         self.min_numel = _arguments.within(min_numel, "min_numel", 0, (1 << 63) - 1)
         if not dist.is_initialized():
             raise lb.Error("group: there is none; call torch.distributed.init_process_group first")
-        if group is not None and not isinstance(group, dist.ProcessGroup):
-            if group is dist.GroupMember.NON_GROUP_MEMBER:
-                raise lb.Error("group: this process is no member of it; only members average")
-            raise TypeError(f"group: expected a ProcessGroup or None, got {type(group).__name__}")
+        _check_group(group)
         self.exchange = Exchange(group)
         self.group, self.rank, self.size = self.exchange.group, self.exchange.rank, self.exchange.size
         self.strategy = _strategy(wanted, codec, self.size)
@@ -274,9 +271,8 @@ class Rounds:
         senders = {rank: piece.part if stage == "second" else rank for rank in messages}
         try:
             self.see(finite=not any(len(m) > _FLAGS and m[_FLAGS] & _NOT_FINITE for m in messages.values()))
-            for rank, sender in senders.items():
-                if _sender_of(messages[rank]) != sender:
-                    raise lb.DecodeError("a message is of another sender")
+            if any(_sender_of(messages[at]) != sender for at, sender in senders.items()):
+                raise lb.DecodeError("a message is of another sender")
             if place is not None and place.dtype == torch.float32 and place.device.type == "cpu":
                 return lb.decode_mean(messages.values(), key=key, out=_array(place), max_elements=d)
             out = np.empty(d, np.float32)
@@ -372,6 +368,13 @@ def _strategy(wanted: str, codec: lb.Codec, size: int) -> str:
         return "sum"
     few = size <= 2 or size * codec.bits_per_element(1 << 20) < 32 * _SHARE
     return "all_gather" if few else "two_phase"
+
+
+def _check_group(group: object) -> None:
+    if group is dist.GroupMember.NON_GROUP_MEMBER:
+        raise lb.Error("group: this process is no member of it; only members average")
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group: expected a ProcessGroup or None, got {type(group).__name__}")
 
 
 def _array(place: Tensor) -> NDArray[Any]:

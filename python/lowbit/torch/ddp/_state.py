@@ -107,10 +107,10 @@ class State:
         if buffer.layout is not torch.strided:
             names = [self._names[id(parameter)] for parameter in bucket.parameters()]
             raise TypeError(f"model: the gradients of {names} are sparse, which no codec writes; make them dense")
-        names = {self._names[id(parameter)] for parameter in bucket.parameters()}
-        if not self._seen or self._seen & names:
+        now = {self._names[id(parameter)] for parameter in bucket.parameters()}
+        if not self._seen or self._seen & now:
             self._begin_step()
-        self._seen |= names
+        self._seen |= now
         devices: list[int | str | torch.device] = [] if buffer.device.type == "cpu" else [buffer.device]
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         started = self._go_on([(self._average(bucket), future, buffer)])
@@ -259,8 +259,8 @@ class State:
         Parameters
         ----------
         state : mapping
-            This rank's; every rank loads one, of the same step. One of another rank, or of another number of ranks, will
-            do, but for error feedback, which is then dropped with a warning.
+            This rank's; every rank loads one, of the same step. One of another rank, or of another number of ranks,
+            will do, but for error feedback, which is then dropped with a warning.
 
         Raises
         ------

@@ -89,15 +89,16 @@ class Stats:
             total = payload + overhead
             return f"{what:10} {total} bytes ({100 * overhead / max(total, 1):.1f} % overhead)"
 
-        bits = self.bits_per_number
-        lines = [
-            f"{self.strategy} over {self.size} ranks, {self.steps} steps, {self.numbers} numbers",
-            f"messages   {bits:.4g} bits per number, {32 / bits if bits else 0:.1f}x less than float32",
-            row("received", self.received_payload, self.received_overhead),
-            row("sent", self.sent_payload, self.sent_overhead),
-            f"against a ring all_reduce: {self.ratio_float32:.1f}x less than float32, "
-            f"{self.ratio_bfloat16:.1f}x less than bfloat16",
-        ]
+        lines = [f"{self.strategy} over {self.size} ranks, {self.steps} steps, {self.numbers} numbers"]
+        if bits := 8 * self.message / max(self.numbers, 1):
+            lines.append(f"messages   {bits:.4g} bits per number, {32 / bits:.1f}x less than float32")
+        lines.append(row("received", self.received_payload, self.received_overhead))
+        lines.append(row("sent", self.sent_payload, self.sent_overhead))
+        if self.received:
+            lines.append(
+                f"against a ring all_reduce: {self.ratio_float32:.1f}x less than float32, "
+                f"{self.ratio_bfloat16:.1f}x less than bfloat16"
+            )
         if self.error == self.error:
             lines.append(f"the mean is off by {self.error:.3g} of its squared norm")
         if self.skipped:
