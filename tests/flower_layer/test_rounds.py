@@ -110,6 +110,20 @@ def test_integers_and_bools_are_averaged_as_flower_does() -> None:
     assert {name: array.dtype for name, array in last.items()} == {name: array.dtype for name, array in base.items()}
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint32, np.int64, np.uint64])
+def test_the_largest_integers_stay_large(dtype: type[np.integer[Any]]) -> None:
+    """A mean is a float64, which rounds the largest integers of 64 bits to one that there is not."""
+    most = int(np.iinfo(dtype).max)
+    base = {"w": model()["w"], "hash": np.array([most, np.iinfo(dtype).min], dtype)}
+    learn = lambda node, arrays: {name: array + 0 for name, array in arrays.items()}  # noqa: E731
+    wire = Wire(app(learn=learn))
+    rounds(Compressed(average(), lb.Eden(1)), wire, base, 3)
+    assert not wire.errors
+    last = read_arrays(wire.sent[-1].content["arrays"])["hash"]
+    assert last.dtype == dtype
+    assert [most - int(last[0]) < 4096 * (most > 2**53) + 1, int(last[1])] == [True, np.iinfo(dtype).min]
+
+
 def test_clients_hold_the_servers_model_bit_for_bit() -> None:
     """What the app is given is what the server subtracts from."""
     seen: list[dict[str, Any]] = []

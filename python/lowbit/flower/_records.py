@@ -122,8 +122,14 @@ def moved(model: Arrays, change: Arrays) -> Arrays:
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    # The mean of integers is a float.
-    rounded = np.rint(array) if array.dtype.kind == "f" and dtype.kind != "f" else array
+    rounded = array
+    if array.dtype.kind == "f" and dtype.kind != "f":
+        # The mean of integers is a float; beyond the integers it would become one that depends on the machine.
+        rounded = np.rint(array, dtype=np.float64)
+        if dtype.kind != "b":
+            least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+            top = float(most) if int(float(most)) == most else np.nextafter(float(most), 0.0)
+            rounded = rounded.clip(float(least), top)
     with np.errstate(over="ignore", invalid="ignore"):
         return rounded.astype(dtype, copy=False)
 
