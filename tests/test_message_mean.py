@@ -138,3 +138,33 @@ def test_a_shared_rotation_is_undone_once() -> None:
             for message in sorted(messages, key=lambda m: lb.describe(m).sender):
                 plain += lb.decode(message, key=KEY)
             assert_same(got, plain * np.float32(1 / 4), codec)
+
+
+def test_many_messages_are_added_in_lots() -> None:
+    """Of 4,096 messages that count: a mean of thousands loses no digits to the length of its sum."""
+    codec, count = lb.Dither(low=0.0, high=1.0, bits=8), 2 * 4096 + 3
+    x = {"coded": np.array([0.1, 0.7, 0.3], np.float32), "exact": np.array([7], np.int64)}
+    messages = [lb.encode(x, codec, key=KEY, sender=s, min_elements=1) for s in range(count)]
+    weights = [float(s % 7) for s in range(count)]
+    for chosen, given in ((messages, None), (messages, weights), (messages[:4096], None), (messages[:4097], None)):
+        want = reference.decode_mean(chosen, KEY, given)
+        mean = lb.Mean(KEY)
+        for i, message in enumerate(chosen):
+            mean.add(message, 1.0 if given is None else given[i])
+        for got in (lb.decode_mean(chosen, key=KEY, weights=given), mean.result(), mean.result()):
+            for name in x:
+                assert_same(got[name], want[name])
+
+
+def test_a_long_mean_is_as_exact_as_float32() -> None:
+    """The sum of 40,960 equal numbers, one by one in float32, would be off by some 1e-5 of itself."""
+    message = lb.encode(np.full(3, 0.1, np.float32), lb.Packed("float16"), key=KEY, sender=0)
+    one, count = lb.decode(message, key=KEY), 40_960
+    alone = np.float32(0)
+    for _ in range(count):
+        alone += one[0]
+    assert abs(float(alone) / count / float(one[0]) - 1) > 1e-5
+    mean = lb.Mean(KEY)
+    for sender in range(count):
+        mean.add(lb.encode(np.full(3, 0.1, np.float32), lb.Packed("float16"), key=KEY, sender=sender))
+    assert np.abs(mean.result() / one - 1).max() < 3e-6

@@ -428,7 +428,7 @@ fn scale_exact(out: &mut [f64], total: f64) {
 #[derive(Debug)]
 pub enum Sum {
     /// Of the coded numbers, before a shared rotation is undone.
-    Coded(Vec<f32>),
+    Coded(mean::Lots),
     /// Of numbers that travelled exactly.
     Exact(Vec<f64>),
 }
@@ -437,7 +437,7 @@ impl Array<'_> {
     /// A sum of nothing.
     pub fn no_sum(&self) -> Sum {
         match &self.state {
-            State::Coded(array) => Sum::Coded(vec![mean::NOTHING; array.summed()]),
+            State::Coded(array) => Sum::Coded(mean::Lots::new(array.summed())),
             State::Empty => Sum::Exact(Vec::new()),
             State::Exact(bytes) => Sum::Exact(vec![f64::from(mean::NOTHING); bytes.len() / self.dtype.size]),
         }

@@ -64,14 +64,51 @@ pub(super) fn weight(weight: f64) -> f32 {
 /// What a sum begins with: adding it changes no number, not even the sign of a zero.
 pub(super) const NOTHING: f32 = -0.0;
 
-/// Writes the weighted mean of the same array in several messages, added in their order; a piece is summed while it is in
-/// the cache, and a rotation that all share is undone once.
+/// So many messages are added one by one; their sums are then added. A float32 sum of all of a million would lose more to
+/// rounding than one bit for each number does.
+const LOT: usize = 4096;
+
+/// The sum of messages that come one at a time.
+#[derive(Debug)]
+pub struct Lots {
+    /// Of the present lot.
+    sum: Vec<f32>,
+    /// Of the lots before it, where there are some.
+    before: Option<Vec<f32>>,
+    /// How many messages were added.
+    messages: usize,
+}
+
+impl Lots {
+    /// The sum of nothing, of so many numbers.
+    pub(super) fn new(numbers: usize) -> Self {
+        Lots { sum: vec![NOTHING; numbers], before: None, messages: 0 }
+    }
+}
+
+/// Adds numbers to others.
+fn carry(level: Level, total: &mut [f32], sum: &[f32]) {
+    level.run(
+        #[inline(always)]
+        || total.iter_mut().zip(sum).for_each(|(total, sum)| *total += sum),
+    );
+}
+
+/// Writes the weighted mean of the same array in several messages, added in their order, [`LOT`] at a time; a piece is
+/// summed while it is in the cache, and a rotation that all share is undone once.
 pub(super) fn mean(arrays: &[(&dyn Opened, f32)], total: f64, out: &mut [f32]) -> Result<()> {
     let Some((first, _)) = arrays.first() else { return Ok(()) };
     let (level, pieces, reciprocal) = (Level::current(), first.pieces(), reciprocal(total));
     each_piece(&pieces, out, |piece, sum| {
-        sum.fill(NOTHING);
-        arrays.iter().try_for_each(|(array, weight)| array.add(level, piece, sum, *weight))?;
+        let add = |lot: &[(&dyn Opened, f32)], sum: &mut [f32]| {
+            sum.fill(NOTHING);
+            lot.iter().try_for_each(|(array, weight)| array.add(level, piece, sum, *weight))
+        };
+        let (lot, rest) = arrays.split_at(arrays.len().min(LOT));
+        add(lot, sum)?;
+        for lot in rest.chunks(LOT) {
+            with_buffer(sum.len(), |buffer| add(lot, buffer).map(|()| carry(level, sum, buffer)))?;
+        }
         multiply(level, sum, reciprocal);
         first.finish(level, piece, sum);
         Ok(())
@@ -79,9 +116,17 @@ pub(super) fn mean(arrays: &[(&dyn Opened, f32)], total: f64, out: &mut [f32]) -
 }
 
 /// Adds one array to a sum of [`Opened::summed`] numbers, before the rotation that all share is undone.
-pub(super) fn add(array: &dyn Opened, weight: f32, sum: &mut [f32]) -> Result<()> {
+pub(super) fn add(array: &dyn Opened, weight: f32, lots: &mut Lots) -> Result<()> {
     let (level, pieces, first_bad) = (Level::current(), array.pieces(), FirstError::default());
-    let sum = Shared::new(sum);
+    if lots.messages > 0 && lots.messages.is_multiple_of(LOT) {
+        match &mut lots.before {
+            None => lots.before = Some(lots.sum.clone()),
+            Some(before) => carry(level, before, &lots.sum),
+        }
+        lots.sum.fill(NOTHING);
+    }
+    lots.messages += 1;
+    let sum = Shared::new(&mut lots.sum);
     parallel::for_each(pieces.len(), |piece| {
         let range = pieces.range(piece);
         // SAFETY: pieces are disjoint, and `sum` is borrowed until `for_each` returns.
@@ -92,11 +137,15 @@ pub(super) fn add(array: &dyn Opened, weight: f32, sum: &mut [f32]) -> Result<()
 }
 
 /// Writes the mean that a sum of weight `total` stands for; `array` is any that was added.
-pub(super) fn finish(array: &dyn Opened, sum: &[f32], total: f64, out: &mut [f32]) -> Result<()> {
+pub(super) fn finish(array: &dyn Opened, lots: &Lots, total: f64, out: &mut [f32]) -> Result<()> {
     let (level, pieces, reciprocal) = (Level::current(), array.pieces(), reciprocal(total));
     each_piece(&pieces, out, |piece, out| {
         let start = pieces.range(piece).start;
-        out.iter_mut().zip(&sum[start..]).for_each(|(out, sum)| *out = *sum);
+        let copy = |out: &mut [f32], sum: &[f32]| out.iter_mut().zip(sum).for_each(|(out, sum)| *out = *sum);
+        copy(out, &lots.before.as_ref().unwrap_or(&lots.sum)[start..]);
+        if lots.before.is_some() {
+            carry(level, out, &lots.sum[start..]);
+        }
         multiply(level, out, reciprocal);
         array.finish(level, piece, out);
         Ok(())

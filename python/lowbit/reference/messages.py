@@ -214,8 +214,9 @@ def decode_mean(
     read = [_checked(data, words) for data in messages]
     order = sorted(range(len(read)), key=lambda i: read[i][0].sender)
     first, words = read[order[0]]
-    whole = 0.0
+    whole, counted = 0.0, 0
     sums: list[NDArray[Any]] = []
+    before: list[NDArray[Any]] = []  # of lots of 4096 messages that are full
     for i in order:
         message, _ = read[i]
         if (message.codec, message.parameters) != (first.codec, first.parameters):
@@ -225,9 +226,13 @@ def decode_mean(
         parts = _parts(message, words)
         # -0.0 is the zero of addition: -0.0 + z is z, of either sign.
         sums = sums or [np.full(z.size, -0.0, np.float64 if e.exact else F) for e, _, _, z in parts]
+        if each[i] == 0:
+            continue  # of no weight is not even what is not finite
+        if counted > 0 and counted % 4096 == 0:
+            before = [b + s for b, s in zip(before, sums, strict=True)] if before else sums
+            sums = [s if e.exact else np.full_like(s, -0.0) for (e, _, _, _), s in zip(parts, sums, strict=True)]
+        counted += 1
         for j, (entry, _, _, z) in enumerate(parts):
-            if each[i] == 0:
-                continue  # of no weight is not even what is not finite
             if entry.exact:
                 sums[j] = sums[j] + each[i] * z.astype(np.float64)
             else:
@@ -236,7 +241,8 @@ def decode_mean(
     if len({message.sender for message, _ in read}) < len(read):
         raise ValueError("sender: one sent twice")
     means: list[NDArray[Any]] = []
-    for (entry, codec, own, _), total in zip(_parts(first, words), sums, strict=True):
+    for j, (entry, codec, own, _) in enumerate(_parts(first, words)):
+        total = before[j] + sums[j] if before and not entry.exact else sums[j]
         if entry.exact:
             means.append((total * (1 / whole)).astype(F if entry.dtype in FLOATS[:3] else np.float64))
         else:
