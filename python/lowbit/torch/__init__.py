@@ -21,8 +21,11 @@ from lowbit.torch._prepare import param_groups, prepare
 from lowbit.torch._spec import Products, Recipe, Rotation, Spec
 from lowbit.torch._summary import summary
 from lowbit.torch._watch import watch
+from lowbit.torch.local_steps import LocalStats, LocalSteps
 
 __all__ = [
+    "LocalStats",
+    "LocalSteps",
     "Products",
     "Recipe",
     "Rotation",

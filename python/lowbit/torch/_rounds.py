@@ -168,12 +168,13 @@ class Rounds:
         run(self.begin(tensors, key))
         return self.settle()
 
-    def begin(self, tensors: Mapping[str, Tensor], key: lb.Key) -> Steps[None]:
+    def begin(self, tensors: Mapping[str, Tensor], key: lb.Key, *, exact: bool = False) -> Steps[None]:
         """Average in steps, without the last word: `settle` must follow, once for one or more of these.
 
-        A failure is noted for `settle` in place of being raised here, where the others would wait for ever.
+        With `exact` all travel as small tensors do. A failure is noted for `settle` in place of being raised here,
+        where the others would wait for ever.
         """
-        pieces, copies = self._cut(tensors, key)
+        pieces, copies = self._cut(tensors, key, exact)
         self.traffic.numbers += sum(t.numel() for t in tensors.values())
         if self.strategy == "sum" and isinstance(self.codec, lb.Summable):
             yield from _sums.add_up(self, pieces, self.codec)
@@ -184,7 +185,9 @@ class Rounds:
         for target, source in copies:
             target.copy_(source.view_as(target))
 
-    def _cut(self, tensors: Mapping[str, Tensor], key: lb.Key) -> tuple[list[Piece], list[tuple[Tensor, Tensor]]]:
+    def _cut(
+        self, tensors: Mapping[str, Tensor], key: lb.Key, exact: bool
+    ) -> tuple[list[Piece], list[tuple[Tensor, Tensor]]]:
         """Give the pieces to average, and what to copy where afterwards, because it could not be averaged in place."""
         pieces, small, copies = [], [], []
         for name, tensor in tensors.items():
@@ -193,7 +196,7 @@ class Rounds:
             flat = tensor.detach().reshape(-1)
             if flat.numel() and flat.data_ptr() != tensor.data_ptr():
                 copies.append((tensor.detach(), flat))
-            if flat.numel() < max(self.min_numel, 1):
+            if exact or flat.numel() < max(self.min_numel, 1):
                 small.append(flat)
             else:
                 pieces.append(Piece(name, flat, self.codec, self.second, key))
