@@ -72,3 +72,10 @@ def parameters_of(model: nn.Module, inner: Optimizer) -> tuple[dict[str, Tensor]
     if foreign:
         raise lb.Error(f"inner: it moves {foreign} parameters that are not of the model, and would differ on each rank")
     return trained, {name: p for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def statistics_of(model: nn.Module) -> dict[str, Tensor]:
+    """Give the buffers to average: of floats, saved with the model, and no masks of infinities."""
+    saved = set(model.state_dict(keep_vars=True))
+    floats = {name: b for name, b in model.named_buffers() if name in saved and b.is_floating_point()}
+    return {name: b for name, b in floats.items() if b.isfinite().all()}

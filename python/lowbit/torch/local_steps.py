@@ -15,7 +15,7 @@ import lowbit as lb
 from lowbit import _arguments
 from lowbit.torch._exchange import run
 from lowbit.torch._local_stats import LocalStats
-from lowbit.torch._replicas import copy_of, digest, parameters_of, spread
+from lowbit.torch._replicas import copy_of, digest, parameters_of, spread, statistics_of
 from lowbit.torch._rounds import Rounds, Strategy, shared_seed
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ class LocalSteps:
     of models in bfloat16. A rank's pseudo-gradient is what the model was after the last round, less what it is now.
     Keys are ``Key(seed).fold("local steps", round)``, folded with the parameter's name as for DDP.
 
-    Float buffers that are in the model's ``state_dict`` (the statistics of batch norm) are averaged too, exactly;
-    buffers of integers stay each rank's own.
+    Buffers of floats that are in the model's ``state_dict`` and finite at the start (the statistics of batch norm) are
+    averaged too, exactly; other buffers stay each rank's own.
 
     Examples
     --------
@@ -148,8 +148,6 @@ class LocalSteps:
             min_numel=min_numel,
             error_feedback=error_feedback,
         )
-        saved = set(model.state_dict(keep_vars=True))
-        self._buffers = {n: b for n, b in model.named_buffers() if n in saved and b.is_floating_point()}
         everything = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         shapes = [(name, t.shape, t.dtype, t.requires_grad) for name, t in everything.items()]
         self._rounds.agree(
@@ -159,14 +157,13 @@ class LocalSteps:
         )
         spread(everything, self._rounds.exchange)
         self.seed = shared_seed(seed, self._rounds.group)
+        self._buffers = statistics_of(model)
         self.inner, self.steps, self.rounds, self.since = inner, 0, 0, 0
         self._shared = {name: nn.Parameter(copy_of(p), requires_grad=False) for name, p in self._parameters.items()}
         self._statistics = {name: copy_of(b) for name, b in self._buffers.items()}
         self.outer = (outer or _diloco)(list(self._shared.values()))
         if not isinstance(self.outer, torch.optim.Optimizer):
-            raise TypeError(
-                f"outer: expected a function that makes an optimizer, not a {type(self.outer).__name__}"
-            )
+            raise TypeError(f"outer: expected a function that makes an optimizer, not a {type(self.outer).__name__}")
         self._rounds.agree(inner=type(inner).__name__, outer=type(self.outer).__name__)
         self._skipped = 0
 
