@@ -222,22 +222,25 @@ class Rounds:
         """Every piece to the rank that averages it, whose message of the mean goes to all."""
         if not pieces:
             return
-        device = self.exchange.device(pieces[0].place)
         parts, owners = self._parts(pieces)
-        messages = [self._encode(p, "first", p.codec, _array(p.place), self.rank) for p in parts]
-        slots = [slot_of(p.codec, p.place.numel()) for p in parts]
-        rows = yield from self.exchange.to_each(slots, owners, messages, device)
+        averaged = yield from self.to_owners(parts, owners)
+        # The part is its sender, so that what it gets is the same whoever owns it.
+        means = [b"" if x is None else self._encode(p, "second", p.second, x, p.part) for p, x in averaged]
         owned = [[p for p, owner in zip(parts, owners, strict=True) if owner == rank] for rank in range(self.size)]
-        means = []
-        for at, piece in enumerate(owned[self.rank]):
-            mean = self._mean(piece, "first", dict(enumerate(row[at] for row in rows)))
-            # The part is its sender, so that what it gets is the same whoever owns it.
-            means.append(b"" if mean is None else self._encode(piece, "second", piece.second, mean, piece.part))
+        device = self.exchange.device(pieces[0].place)
         second: list[list[Slot]] = [[slot_of(p.second, p.place.numel()) for p in row] for row in owned]
         rows = yield from self.exchange.to_all(second, means, device)
         for rank, (row, theirs) in enumerate(zip(rows, owned, strict=True)):
             for piece, message in zip(theirs, row, strict=True):
                 self._mean(piece, "second", {rank: message}, piece.place)
+
+    def to_owners(self, parts: list[Piece], owners: list[int]) -> Steps[list[tuple[Piece, NDArray[np.float32] | None]]]:
+        """Every part to the rank that averages it; give those of this rank with their means, None where that failed."""
+        messages = [self._encode(p, "first", p.codec, _array(p.place), self.rank) for p in parts]
+        slots = [slot_of(p.codec, p.place.numel()) for p in parts]
+        rows = yield from self.exchange.to_each(slots, owners, messages, self.exchange.device(parts[0].place))
+        mine = [p for p, owner in zip(parts, owners, strict=True) if owner == self.rank]
+        return [(p, self._mean(p, "first", dict(enumerate(row[at] for row in rows)))) for at, p in enumerate(mine)]
 
     def _parts(self, pieces: list[Piece]) -> tuple[list[Piece], list[int]]:
         """Cut pieces into one part for each rank, or fewer, and say whose each is: by its name, not by its bucket."""
