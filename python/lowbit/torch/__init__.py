@@ -17,11 +17,12 @@ except ModuleNotFoundError:
 
 from lowbit.torch import nn, ops, optim, qtorch, recipes
 from lowbit.torch._freeze import freeze
+from lowbit.torch._local_stats import LocalStats
 from lowbit.torch._prepare import param_groups, prepare
 from lowbit.torch._spec import Products, Recipe, Rotation, Spec
 from lowbit.torch._summary import summary
 from lowbit.torch._watch import watch
-from lowbit.torch.local_steps import LocalStats, LocalSteps
+from lowbit.torch.local_steps import LocalSteps
 
 __all__ = [
     "LocalStats",

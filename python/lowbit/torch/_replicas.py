@@ -36,6 +36,7 @@ def spread(tensors: Mapping[str, Tensor], exchange: Exchange) -> bool:
     digests = exchange.gathered([digest(tensors.values())])
     if digests.count(digests[0]) == len(digests):
         return False
+    assert exchange.group is not None
     first = dist.get_global_rank(exchange.group, 0)
     for t in tensors.values():
         if t.numel():
@@ -61,7 +62,7 @@ def parameters_of(model: nn.Module, inner: Optimizer) -> tuple[dict[str, Tensor]
         )
     if not isinstance(inner, torch.optim.Optimizer):
         raise TypeError(f"inner: expected a torch.optim.Optimizer, got {type(inner).__name__}")
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, p in trained.items():
         if not p.is_floating_point() or type(p) not in (nn.Parameter, Tensor):
             raise TypeError(f"model: {name} is a {type(p).__name__} of {p.dtype}; expected plain tensors of floats")

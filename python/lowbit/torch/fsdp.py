@@ -107,7 +107,7 @@ class ReduceScatter:
         input_tensor: Tensor,
         group: ProcessGroup,
         op: Any,
-        async_op: bool = False,
+        async_op: bool = False,  # noqa: ARG002 - FSDP's protocol; it never asks for it
     ) -> None:
         """Write the sum or average of the ranks' chunks for this one.
 
@@ -155,7 +155,8 @@ class ReduceScatter:
             elif count:
                 small.append((at, count))
             at += count
-        parts, owners = [], []
+        parts: list[Piece] = []
+        owners: list[int] = []
         for rank, row in enumerate(rows):
             for name, (at, count) in places.items():
                 parts.append(Piece(name, row[at : at + count], state.codec, exact, key, rank))
@@ -205,7 +206,7 @@ class State:
         self.rounds: dict[ProcessGroup, Rounds] = {}
         self.modules: dict[str, ReduceScatter] = {}
         for name, module in model.named_modules():
-            own = _own(module, name) if isinstance(module, FSDPModule) else {}
+            own = _own(module, name) if issubclass(type(module), FSDPModule) else {}
             if own:
                 group = _group(next(iter(own.values())))
                 if group not in self.rounds:
@@ -220,22 +221,22 @@ class State:
                 self.modules[name] = ReduceScatter(self, name, own, group)
         if not self.modules:
             raise lb.Error("model: it has no sharded parameters; register it before its first forward pass")
-        self.seed = [shared_seed(seed, group) for group in self.rounds][0]
+        self.seed = next(shared_seed(seed, group) for group in self.rounds)
 
     @property
     def stats(self) -> ShardStats:
         """What was sent and received, compared with a reduce_scatter."""
         traffics = [rounds.traffic for rounds in self.rounds.values()]
-
-        def total(name: str) -> int:
-            return sum(getattr(traffic, name) for traffic in traffics)
-
         return ShardStats(
             "reduce_scatter",
             next(iter(self.rounds.values())).size,
             sum(module.calls for module in self.modules.values()),
-            *map(total, ("numbers", "message", "sent_payload", "sent_overhead")),
-            *map(total, ("received_payload", "received_overhead")),
+            sum(traffic.numbers for traffic in traffics),
+            sum(traffic.message for traffic in traffics),
+            sum(traffic.sent_payload for traffic in traffics),
+            sum(traffic.sent_overhead for traffic in traffics),
+            sum(traffic.received_payload for traffic in traffics),
+            sum(traffic.received_overhead for traffic in traffics),
             self.skipped,
         )
 
@@ -286,7 +287,7 @@ class State:
 
 
 def _own(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
-    """Give the parameters that a module shards itself, as FSDP orders them: of its children first, none of nested ones."""
+    """Give what a module shards itself, as FSDP orders it: children first, without those that shard themselves."""
     found: dict[str, nn.Parameter] = {}
     seen: set[nn.Module] = set()
 
