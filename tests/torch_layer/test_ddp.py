@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import os
 import pickle
 import re
@@ -21,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lowbit as lb
 from lowbit.torch import _rounds, ddp
-from torch_layer.ranks import Ranks, ranks
+from torch_layer.ranks import Ranks, printed_by, ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -681,21 +679,9 @@ def test_a_group_of_one_sends_to_itself() -> None:
     _alone()
 
 
-def _script(rank: int, text: str) -> str:
-    """Run a script whose group there is already."""
-    begin, end = dist.init_process_group, dist.destroy_process_group
-    dist.init_process_group = dist.destroy_process_group = lambda *_: None
-    try:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(text, {})
-    finally:
-        dist.init_process_group, dist.destroy_process_group = begin, end
-    return printed.getvalue()
-
-
 def test_the_pages_script_prints_what_the_page_says() -> None:
     page = (ROOT / "docs" / "torch-ddp.md").read_text()
     script, printed = (re.search(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "text"))
     assert script is not None
     assert printed is not None
-    assert ranks(2).run(_script, script[1]) == [printed[1], ""]
+    assert ranks(2).run(printed_by, script[1]) == [printed[1], ""]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import lowbit as lb
 from lowbit.torch import LocalSteps
 from torch_layer.local_support import CODECS, MEAN, adamw, batch, go, loss_of, net, same, start, train, weights
-from torch_layer.ranks import ranks
+from torch_layer.ranks import printed_by, ranks
 
 
 def _synchronous(rank: int) -> Any:
@@ -278,8 +280,8 @@ def test_a_sub_group() -> None:
 
 def _sites(rank: int) -> Any:
     """Two sites of two ranks: DDP within, local steps between, by one group for each place in a site."""
-    within = [dist.new_group([0, 1]), dist.new_group([2, 3])][rank // 2]
-    between = [dist.new_group([0, 2]), dist.new_group([1, 3])][rank % 2]
+    within, _ = dist.new_subgroups(2)
+    between, _ = dist.new_subgroups_by_enumeration([list(range(i, 4, 2)) for i in range(2)])
     model = DistributedDataParallel(net(), process_group=within, broadcast_buffers=False)
     optimizer = LocalSteps(model.module, adamw(model), every=2, codec=lb.Eden(1), group=between, check_every=1)
     train(model, optimizer, rank, range(4))
@@ -289,3 +291,11 @@ def _sites(rank: int) -> Any:
 def test_sites_of_ddp_take_local_steps_between_them() -> None:
     first, *others = ranks(4).run(_sites)
     assert all(same(first, other) for other in others)
+
+
+def test_the_pages_script_prints_what_the_page_says() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "torch-local.md").read_text()
+    script, printed = (re.search(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "text"))
+    assert script is not None
+    assert printed is not None
+    assert ranks(2).run(printed_by, script[1]) == [printed[1], ""]
