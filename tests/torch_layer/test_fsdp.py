@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
-import pickle
 import warnings
 from typing import Any
 
@@ -252,7 +252,9 @@ def _resumed(rank: int, codec: lb.Codec) -> Any:
     train(model, rank, range(8))
     part, state = net((2,), codec, seed=5)
     train(part, rank, range(5))
-    kept = pickle.loads(pickle.dumps([whole(part), state.state_dict()]))
+    torch.save([whole(part), state.state_dict()], file := io.BytesIO())
+    file.seek(0)
+    kept = torch.load(file, weights_only=True)
     again, fresh = net((2,), codec)
     with torch.no_grad():
         for name, p in again.named_parameters():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import pickle
+import io
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lowbit as lb
+import lowbit.torch
 from lowbit.torch import LocalSteps
 from torch_layer.local_support import CODECS, MEAN, adamw, batch, go, loss_of, net, same, start, train, weights
 from torch_layer.ranks import printed_by, ranks
@@ -181,7 +183,9 @@ def _resumed(rank: int, codec: lb.Codec | None, options: dict[str, Any]) -> Any:
     go(*whole, rank, range(14))
     part = start(rank, codec, options)
     go(*part, rank, range(10))  # two rounds, and two steps of the third
-    kept = pickle.loads(pickle.dumps([part[0].state_dict(), part[1].state_dict(), part[2].state_dict()]))
+    torch.save([each.state_dict() for each in part], file := io.BytesIO())
+    file.seek(0)
+    kept = torch.load(file, weights_only=True)
     go(*part, rank, range(10, 14))  # what was kept does not move
     again = start(rank, codec, options)
     again[0].load_state_dict(kept[0])
@@ -291,6 +295,57 @@ def _sites(rank: int) -> Any:
 def test_sites_of_ddp_take_local_steps_between_them() -> None:
     first, *others = ranks(4).run(_sites)
     assert all(same(first, other) for other in others)
+
+
+def _quantized(rank: int) -> Any:
+    """Rank 1 takes its local steps when rank 0 has taken them: nothing of quantized layers waits for others."""
+    torch.manual_seed(rank)
+    layers = nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)
+    model = lowbit.torch.prepare(nn.Sequential(*layers), lowbit.torch.recipes.sun2020(grad_scale=2.0 ** (4 * rank)))
+    loss_of(model, batch(0, 0))  # starts the clips of PACT
+    inner = torch.optim.AdamW(lowbit.torch.param_groups(model, pact_decay=1e-4), lr=1e-2)
+    optimizer = LocalSteps(model, inner, every=8, codec=lb.Eden(1), check_every=1)
+    scales = {name: float(b) for name, b in model.named_buffers() if name.endswith("grad_scale")}
+    for turn in range(2):
+        if turn == rank:
+            train(model, optimizer, rank, range(7))
+        dist.barrier()
+    train(model, optimizer, rank, range(7, 8))
+    moved = {name: float(b) for name, b in model.named_buffers() if name in scales}
+    assert moved != scales
+    assert all(math.frexp(scale)[0] == 0.5 for scale in moved.values())
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_quantized_layers() -> None:
+    one, two = ranks(2).run(_quantized)
+    assert same(one, two)
+
+
+class Renewed(nn.Module):
+    """A buffer that is another tensor after every forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(20, 1)
+        self.register_buffer("mean", torch.zeros(20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Use a running mean."""
+        self.mean = 0.5 * self.mean + 0.5 * x.mean(0)
+        return self.last(x - self.mean)
+
+
+def _renewed(rank: int) -> Any:
+    model = Renewed()
+    train(model, LocalSteps(model, adamw(model), every=1, check_every=1), rank, range(3))
+    return model.mean
+
+
+def test_buffers_that_are_put_in_anew() -> None:
+    one, two = ranks(2).run(_renewed)
+    assert one.any()
+    assert torch.equal(one, two)
 
 
 def test_the_pages_script_prints_what_the_page_says() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lowbit as lb
+from lowbit.torch._site import Site
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -75,8 +76,11 @@ def parameters_of(model: nn.Module, inner: Optimizer) -> tuple[dict[str, Tensor]
     return trained, {name: p for name, p in model.named_parameters() if not p.requires_grad}
 
 
-def statistics_of(model: nn.Module) -> dict[str, Tensor]:
-    """Give the buffers to average: of floats, saved with the model, and no masks of infinities."""
-    saved = set(model.state_dict(keep_vars=True))
-    floats = {name: b for name, b in model.named_buffers() if name in saved and b.is_floating_point()}
-    return {name: b for name, b in floats.items() if b.isfinite().all()}
+def statistics_of(model: nn.Module) -> list[str]:
+    """Name the buffers to average: of floats, saved with the model, no masks of infinities, no scales of gradients."""
+    saved, own = set(model.state_dict(keep_vars=True)), set()
+    for name, module in model.named_modules():
+        if isinstance(module, Site):  # a rank's own powers of two
+            own |= {f"{name}.{buffer}".lstrip(".") for buffer, _ in module.named_buffers()}
+    floats = {name: b for name, b in model.named_buffers() if name in saved - own and b.is_floating_point()}
+    return [name for name, b in floats.items() if b.isfinite().all()]

@@ -17,6 +17,7 @@ from lowbit.torch._exchange import run
 from lowbit.torch._local_stats import LocalStats
 from lowbit.torch._replicas import copy_of, digest, parameters_of, spread, statistics_of
 from lowbit.torch._rounds import Rounds, Strategy, shared_seed
+from lowbit.torch._site import alone
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -157,7 +158,7 @@ class LocalSteps:
         )
         spread(everything, self._rounds.exchange)
         self.seed = shared_seed(seed, self._rounds.group)
-        self._buffers = statistics_of(model)
+        self._model, self._averaged = model, set(statistics_of(model))
         self.inner, self.steps, self.rounds, self.since = inner, 0, 0, 0
         self._shared = {name: nn.Parameter(copy_of(p), requires_grad=False) for name, p in self._parameters.items()}
         self._statistics = {name: copy_of(b) for name, b in self._buffers.items()}
@@ -214,7 +215,8 @@ class LocalSteps:
                 for p in group["params"]:
                     if p.grad is not None:
                         p.grad.div_(scale.to(p.grad.device))
-        return self.inner.step(closure) if closure is not None else self.inner.step()
+        with alone():  # quantized layers let ranks vote on the scales of gradients, in every step
+            return self.inner.step(closure) if closure is not None else self.inner.step()
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -251,7 +253,8 @@ class LocalSteps:
         if finite:
             for name, shared in self._shared.items():
                 shared.grad = moved[name]
-            self.outer.step()
+            with alone():
+                self.outer.step()
             self.outer.zero_grad()
             self._statistics = statistics
         else:
@@ -262,6 +265,11 @@ class LocalSteps:
             b.copy_(self._statistics[name])
         self.rounds += 1
         self.since = 0
+
+    @property
+    def _buffers(self) -> dict[str, Tensor]:
+        """What is averaged beside parameters. Modules may have put other tensors in their place."""
+        return {name: b for name, b in self._model.named_buffers() if name in self._averaged}
 
     def _start(self, name: str) -> Tensor:
         """Give what a parameter was after the last round: all that its dtype holds of what is shared."""
