@@ -206,6 +206,27 @@ def test_parameters_that_are_not_used() -> None:
         assert same(trained, results[0][2])
 
 
+def _listed(rank: int) -> Any:
+    """Several modules as one: a buffer that is not cut."""
+    results = []
+    for codec in (None, lb.Float32(), lb.Eden(8)):
+        torch.manual_seed(7)
+        model: Any = nn.Sequential(nn.Linear(70, 70), nn.Linear(70, 70), nn.Linear(70, 1))
+        mesh = dist.init_device_mesh("cpu", (2,))
+        fully_shard([model[0], model[1]], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        if codec is not None:
+            fsdp.register(model, codec)
+        train(model, rank, range(2))
+        results.append(whole(model))
+    moved = max(float((t - results[0][name]).abs().max()) for name, t in results[2].items())
+    return same(*results[:2]), 0 < moved < 1e-3
+
+
+def test_modules_that_are_sharded_as_one() -> None:
+    assert ranks(2).run(_listed) == [(True, True)] * 2
+
+
 def _accumulated(rank: int) -> Any:
     gradients = []
     for apart in (True, False):
@@ -434,6 +455,10 @@ def test_bad_arguments_are_named() -> None:
             state.load_state_dict({**state.state_dict(), "calls": {}})
         with pytest.warns(UserWarning, match="codec: it was Sign"):
             state.load_state_dict({**state.state_dict(), "codec": "Sign()"})
+        with pytest.raises(
+            TypeError, match=r"model: .* is a DTensor of torch.float32; expected plain tensors of floats"
+        ):
+            lowbit.torch.LocalSteps(model, torch.optim.SGD(model.parameters()), every=1)
         empty = fully_shard(nn.ReLU(), mesh=dist.init_device_mesh("cpu", (1,)))
         with pytest.raises(lb.Error, match="model: it has no sharded parameters"):
             fsdp.register(empty, lb.Eden(1))
