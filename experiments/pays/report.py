@@ -178,13 +178,9 @@ def draw(path: Path, speeds: Speeds, seen: Sequence[Seen]) -> None:
             fmt="o",
             ms=4,
             color=colour,
-            label="one accumulator: " + cell.replace("`", ""),
+            label=cell.replace("`", ""),
         )
         middle.plot(counts, [row.promised for row in rows], color=colour, lw=1)
-    rows = [row for row in seen if row.part == "piles"]
-    middle.plot(
-        [1e6] * len(rows), [row.mean for row in rows], "D", mfc="none", color="black", label="a hundred accumulators"
-    )
     for marker, upper in (("s", "1, 1, 1"), ("^", "1, 4, 8")):
         rows = [row for row in seen if row.part == "tree" and f": {upper};" in row.cell]
         middle.plot(

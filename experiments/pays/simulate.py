@@ -55,17 +55,6 @@ def flat(x: Vector, codec: lb.Codec, counts: Sequence[int], key: lb.Key) -> list
     return errors
 
 
-def piled(x: Vector, codec: lb.Codec, n: int, most: int, key: lb.Key) -> float:
-    """Average alike vectors in accumulators of at most `most` messages, whose means are averaged in float64."""
-    total = np.zeros_like(x)
-    for first in range(0, n, most):
-        mean = lb.Mean(key)
-        for sender in range(first, min(first + most, n)):
-            mean.add(lb.encode(x, codec, key=key, sender=sender))
-        total += mean.count * mean.result()
-    return off(total / n, x)
-
-
 class Tree:
     """A tree of aggregators. Every level has a key of its own, and numbers its senders through."""
 
