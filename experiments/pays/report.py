@@ -194,7 +194,7 @@ def draw(path: Path, speeds: Speeds, seen: Sequence[Seen]) -> None:
     middle.set_title("Alike vectors: found (dots), promised (lines)", fontsize=11)
     middle.legend(frameon=False, fontsize=8.5, loc="lower left")
 
-    low, high = 0.4, 1.4
+    low, high = 0.0, 1.4
     names = list(dict.fromkeys(row.part for row in seen))
     for k, part in enumerate(names):
         rows = [row for row in seen if row.part == part]
