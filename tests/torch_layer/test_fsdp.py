@@ -145,6 +145,26 @@ def test_gradients_are_unbiased_and_small_ones_exact(size: int) -> None:
             assert float((coded[name].mean(0) - t).square().sum()) / energy == pytest.approx(single / seeds, rel=0.5)
 
 
+def _alike(rank: int, ways: tuple[int, ...], seeds: int) -> float:
+    """Give the mean error of what ranks with the same gradient average."""
+    total, x = 0.0, batch(0, 0, 64)
+    for seed in range(seeds):
+        model: Any = nn.Linear(64, 64, bias=False)
+        mesh = dist.init_device_mesh("cpu", ways, mesh_dim_names=("replicate", "shard")[-len(ways) :])
+        fsdp.register(fully_shard(model, mesh=mesh), lb.Eden(1), seed=seed)
+        y = model(x)
+        y.sum().backward()
+        exact = x.sum(0).expand(64, 64)
+        total += float((model.weight.grad.full_tensor() - exact).square().sum() / exact.square().sum())
+    return total / seeds
+
+
+@pytest.mark.parametrize("ways", [(4,), (2, 2)])
+def test_errors_of_replicas_of_shards_are_not_alike(ways: tuple[int, ...]) -> None:
+    """Four ranks with one gradient: 0.571 / 4, whichever of them are replicas."""
+    assert ranks(4).run(_alike, ways, 6)[0] == pytest.approx(0.571 / 4, rel=0.1)
+
+
 def _layout(rank: int) -> Any:
     model, state = net((dist.get_world_size(),), lb.Eden(1))
     said, found = {}, {}

@@ -79,6 +79,8 @@ class ReduceScatter:
     def __init__(self, state: State, name: str, parameters: Mapping[str, nn.Parameter], group: ProcessGroup) -> None:
         self.state, self.name, self.group, self.calls = state, name, group, 0
         self._parameters = dict(parameters)
+        # Replicas of HSDP average what each has averaged: with one key for all, alike gradients made alike errors.
+        self._others = _place(next(iter(self._parameters.values())))[1]
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Make room, as FSDP asks for."""
@@ -147,7 +149,7 @@ class ReduceScatter:
     def _parts(self, rows: Tensor) -> tuple[list[Piece], list[int], list[tuple[int, int]], dict[str, tuple[int, int]]]:
         """Cut every rank's chunk at the boundaries of parameters: pieces, whose they are, and where they go."""
         state, exact = self.state, lb.Float32()
-        key = lb.Key(state.seed).fold("fsdp", self.name, self.calls)
+        key = lb.Key(state.seed).fold("fsdp", self.name, self.calls, *self._others)
         places, small, at = {}, [], 0
         for name, count, coded in self.chunks(rows.shape[1]):
             if coded and count:
@@ -208,7 +210,7 @@ class State:
         for name, module in model.named_modules():
             own = _own(module, name) if issubclass(type(module), FSDPModule) else {}
             if own:
-                group = _group(next(iter(own.values())))
+                group = _place(next(iter(own.values())))[0]
                 if group not in self.rounds:
                     self.rounds[group] = Rounds(
                         codec,
@@ -304,10 +306,14 @@ def _own(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
     return found
 
 
-def _group(p: nn.Parameter) -> ProcessGroup:
-    """Give the group over which FSDP shards a parameter: of the first mesh dimension along which it is sharded."""
+def _place(p: nn.Parameter) -> tuple[ProcessGroup, list[int]]:
+    """Give the group over which FSDP shards a parameter, and where that is among the other such groups.
+
+    It is that of the first mesh dimension along which the parameter is sharded.
+    """
     assert isinstance(p, DTensor)
-    return p.device_mesh.get_group(next(at for at, place in enumerate(p.placements) if place.is_shard()))
+    mesh, axis = p.device_mesh, next(at for at, place in enumerate(p.placements) if place.is_shard())
+    return mesh.get_group(axis), [at for i, at in enumerate(mesh.get_coordinate() or []) if i != axis]
 
 
 def register(
