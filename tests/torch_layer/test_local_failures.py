@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import lowbit as lb
 from lowbit.torch import LocalSteps, _rounds
-from torch_layer.local_support import CODECS, MEAN, adamw, net, same, start, train, weights
+from torch_layer.local_support import CODECS, MEAN, adamw, batch, loss_of, net, same, start, train, weights
 from torch_layer.ranks import Failed, Ranks, ranks
 
 
@@ -78,7 +78,7 @@ def test_a_round_that_is_not_finite_is_skipped_by_all(codec: lb.Codec | None, op
     results = ranks(2).run(_overflow, codec, options)
     for rank, (texts, kept, back, trained, skipped) in enumerate(results):
         assert len(texts) == 1
-        assert texts[0].startswith("round 1 is skipped: some rank's parameters are not all finite")
+        assert texts[0].startswith("round 1 is skipped: some rank's parameters or statistics are not all finite")
         assert ("here it is strided, first.weight, first.bias, ..." in texts[0]) == (rank == 1)
         assert kept
         assert back
@@ -112,6 +112,32 @@ def test_a_damaged_message_is_an_error_on_all_ranks_and_the_next_step_tries_agai
     assert "on rank 0: the message of rank 1 of '" in one[0]
     assert one[1:4] == two[1:4] == (True, 1, 2)
     assert same(one[4], two[4])
+
+
+def _scaled(rank: int) -> Any:
+    """A round fails under GradScaler: the scale of that step is not that of the next."""
+    model = nn.Linear(20, 1)
+    optimizer = LocalSteps(model, torch.optim.SGD(model.parameters(), lr=0.0), every=2, min_numel=0)
+    scaler, seen, honest = torch.amp.GradScaler("cpu", init_scale=1024.0), [], lb.encode
+    for step in range(4):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, batch(rank, 0))).backward()
+        if step == 1:
+            _rounds.lb.encode = lambda *a, **k: bytes(b ^ (i == 100) for i, b in enumerate(honest(*a, **k)))
+        try:
+            scaler.step(optimizer)
+        except lb.DecodeError:
+            assert step == 1
+        finally:
+            _rounds.lb.encode = honest
+        scaler.update()
+        assert model.weight.grad is not None
+        seen.append(model.weight.grad.clone())
+    return all(torch.equal(g, seen[0]) for g in seen), optimizer.rounds
+
+
+def test_gradscaler_goes_on_after_a_round_that_failed() -> None:
+    assert ranks(2).run(_scaled) == [(True, 1)] * 2
 
 
 def _survives(rank: int, folder: str) -> Any:
@@ -201,8 +227,52 @@ def test_a_parameter_that_is_thawed_is_found() -> None:
     assert (
         one
         == two
-        == "the round failed on rank 1: 'frozen.weight' was not to be trained: make a new LocalSteps when that changes"
+        == "the round failed on rank 1: 'frozen.weight' was not among what is trained: make a new LocalSteps when that "
+        "changes"
     )
+
+
+def _changed(rank: int, how: str) -> str:
+    """Train what was not there at the start: no round would average it."""
+    model = nn.Linear(20, 1)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = LocalSteps(model, inner, every=2)
+    if how == "replaced":
+        model.weight = nn.Parameter(torch.ones(1, 20))
+    else:
+        added = nn.Parameter(torch.ones(1, 20))
+        inner.add_param_group({"params": [added]})
+        if how == "added":
+            model.more = added
+    with pytest.raises(lb.Error) as caught:
+        train(model, optimizer, rank, range(2))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("how", "what"), [("replaced", "'weight'"), ("added", "'more'"), ("foreign", "what inner")])
+def test_parameters_that_come_later_are_found(how: str, what: str) -> None:
+    one, two = ranks(2).run(_changed, how)
+    assert one == two
+    assert one.count(what) == 2
+    assert one.endswith("was not among what is trained: make a new LocalSteps when that changes")
+
+
+def _statistic(rank: int) -> Any:
+    model, optimizer, _ = start(rank, None, {})
+    model.eval()
+    if rank:
+        model.norm.running_var[3] = torch.inf  # hides what it divides
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(model, optimizer, rank, range(4))
+    return [str(each.message) for each in caught], model.norm.running_var[3].item(), optimizer.stats.skipped
+
+
+def test_a_statistic_that_is_not_finite_is_named() -> None:
+    for rank, (texts, variance, skipped) in enumerate(ranks(2).run(_statistic)):
+        assert len(texts) == skipped == 1
+        assert ("; here it is norm.running_var. All ranks go back" in texts[0]) == (rank == 1)
+        assert variance == 1
 
 
 def _other(rank: int, argument: str) -> None:
@@ -255,6 +325,8 @@ def test_bad_arguments_are_named(alone: None) -> None:
         LocalSteps(model, inner, adamw(model), every=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="outer: expected a function that makes an optimizer, not a list"):
         LocalSteps(model, inner, list, every=1)  # type: ignore[arg-type]
+    with pytest.raises(lb.Error, match="outer: its optimizer must move all the tensors that it is given"):
+        LocalSteps(model, inner, lambda _: adamw(model), every=1)
     with pytest.raises(TypeError, match="codec"):
         LocalSteps(model, inner, every=1, codec="eden")  # type: ignore[arg-type]
     optimizer = LocalSteps(model, inner, every=2, codec=lb.Eden(1))
@@ -266,6 +338,7 @@ def test_bad_arguments_are_named(alone: None) -> None:
     with pytest.raises(lb.Error, match="state: it is of another model"):
         optimizer.load_state_dict(LocalSteps(other, adamw(other), every=2, codec=lb.Eden(1)).state_dict())
     assert repr(optimizer).startswith("LocalSteps(AdamW, every 2, Eden(bits=1.0")
+    assert "nan" not in str(optimizer.stats)
 
 
 def test_without_a_group_it_says_what_is_missing() -> None:

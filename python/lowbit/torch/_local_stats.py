@@ -26,4 +26,6 @@ class LocalStats(Stats):
 
     def __str__(self) -> str:
         text = Stats.__str__(self).replace(f"{self.steps} steps", f"{self.local_steps} steps in {self.steps} rounds", 1)
-        return f"{text}\nagainst a float32 ring all_reduce in every step: {self.ratio_each_step:.0f}x less"
+        if self.received:
+            text += f"\nagainst a float32 ring all_reduce in every step: {self.ratio_each_step:.0f}x less"
+        return text

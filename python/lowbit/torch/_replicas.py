@@ -69,11 +69,23 @@ def parameters_of(model: nn.Module, inner: Optimizer) -> tuple[dict[str, Tensor]
             raise TypeError(f"model: {name} is a {type(p).__name__} of {p.dtype}; expected plain tensors of floats")
     if not trained:
         raise lb.Error("model: it has no parameter that needs a gradient")
-    known = {id(p) for p in trained.values()}
-    foreign = sum(p.requires_grad and id(p) not in known for group in inner.param_groups for p in group["params"])
+    foreign = strange(trained.values(), moved_by(inner))
     if foreign:
-        raise lb.Error(f"inner: it moves {foreign} parameters that are not of the model, and would differ on each rank")
+        raise lb.Error(
+            f"inner: it moves {len(foreign)} parameters that are not of the model, and would differ on each rank"
+        )
     return trained, {name: p for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def moved_by(optimizer: Optimizer) -> list[Tensor]:
+    """Give the parameters of all groups of an optimizer."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def strange(known: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Give those that need a gradient and are none of the known ones."""
+    ids = {id(p) for p in known}
+    return [p for p in tensors if p.requires_grad and id(p) not in ids]
 
 
 def statistics_of(model: nn.Module) -> list[str]:

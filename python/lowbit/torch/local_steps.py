@@ -15,7 +15,7 @@ import lowbit as lb
 from lowbit import _arguments
 from lowbit.torch._exchange import run
 from lowbit.torch._local_stats import LocalStats
-from lowbit.torch._replicas import copy_of, digest, parameters_of, spread, statistics_of
+from lowbit.torch._replicas import copy_of, digest, moved_by, parameters_of, spread, statistics_of, strange
 from lowbit.torch._rounds import Rounds, Strategy, shared_seed
 from lowbit.torch._site import alone
 
@@ -165,6 +165,9 @@ class LocalSteps:
         self.outer = (outer or _diloco)(list(self._shared.values()))
         if not isinstance(self.outer, torch.optim.Optimizer):
             raise TypeError(f"outer: expected a function that makes an optimizer, not a {type(self.outer).__name__}")
+        moved = {id(p) for p in moved_by(self.outer)}
+        if any(id(p) not in moved for p in self._shared.values()):
+            raise lb.Error("outer: its optimizer must move all the tensors that it is given, not the model's")
         self._rounds.agree(inner=type(inner).__name__, outer=type(self.outer).__name__)
         self._skipped = 0
 
@@ -198,11 +201,17 @@ class LocalSteps:
         torch.distributed.DistError
             The backend lost another rank, or waited for it too long; the same holds.
         """
-        loss = self._inner_step(closure)
-        self.steps += 1
-        self.since += 1
-        if self.since >= self.every:
-            self.sync()
+        try:
+            loss = self._inner_step(closure)
+            self.steps += 1
+            self.since += 1
+            if self.since >= self.every:
+                self.sync()
+        except Exception:
+            # GradScaler removes them after a step that ends well only, and multiplies the next one's scale by this.
+            self.__dict__.pop("grad_scale", None)
+            self.__dict__.pop("found_inf", None)
+            raise
         return loss
 
     def _inner_step(self, closure: Callable[[], Any] | None) -> Any:
@@ -235,11 +244,11 @@ class LocalSteps:
         moved = {name: t.contiguous() for name, t in moved.items()}
         statistics = {name: copy_of(b) for name, b in self._buffers.items()}
         key = lb.Key(self.seed).fold("local steps", self.rounds)
-        for name, p in self._fixed.items():
-            if p.requires_grad:
-                self._rounds.note(
-                    lb.Error("make a new LocalSteps when that changes"), f"{name!r} was not to be trained"
-                )
+        for p in strange(self._parameters.values(), [*self._model.parameters(), *moved_by(self.inner)])[:1]:
+            name = next((repr(name) for name, each in self._model.named_parameters() if each is p), "what inner moves")
+            self._rounds.note(
+                lb.Error("make a new LocalSteps when that changes"), f"{name} was not among what is trained"
+            )
         try:
             run(self._rounds.begin(moved, key))
             run(self._rounds.begin(statistics, key, exact=True))
@@ -284,14 +293,14 @@ class LocalSteps:
 
     def _skip(self) -> None:
         """Say that a round is lost, and forget what has met an infinity: it would come back in the next."""
-        bad = [name for name, p in self._parameters.items() if not p.isfinite().all()]
-        for name in bad:
-            self.inner.state.pop(self._parameters[name], None)
+        bad = [name for name, p in {**self._parameters, **self._buffers}.items() if not p.isfinite().all()]
+        for p in [self._parameters[name] for name in bad if name in self._parameters]:
+            self.inner.state.pop(p, None)
         here = f"; here it is {', '.join(bad[:3])}{', ...' * (len(bad) > 3)}" if bad else ""
         self._skipped += 1
         warnings.warn(
-            f"round {self.rounds} is skipped: some rank's parameters are not all finite{here}. All ranks go back to "
-            f"the round before",
+            f"round {self.rounds} is skipped: some rank's parameters or statistics are not all finite{here}. "
+            f"All ranks go back to the round before",
             UserWarning,
             stacklevel=4,
         )
