@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import lowbit as lb
 import lowbit.torch
@@ -103,6 +104,27 @@ def test_exact_messages_are_reduce_scatter_but_for_rounding(ways: tuple[int, ...
     for plain, coded in ranks(int(np.prod(ways))).run(_exact, ways, {}):
         for name, t in plain.items():
             assert torch.allclose(t, coded[name], rtol=1e-5, atol=1e-6), name
+
+
+def _parallel(rank: int) -> Any:
+    """FSDP over one dimension of a mesh, tensor parallelism over the other."""
+    results = []
+    for codec in (None, lb.Float32(), lb.Eden(8)):
+        torch.manual_seed(7)
+        model: Any = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 20))
+        mesh = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        parallelize_module(model, mesh["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        fully_shard(model, mesh=mesh["data"])
+        if codec is not None:
+            fsdp.register(model, codec)
+        model(batch(rank // 2, 0)).square().sum().backward()
+        results.append([p.grad.to_local() for p in model.parameters()])
+    errors = [float((c - t).norm() / t.norm()) for t, c in zip(results[0], results[2], strict=True)]
+    return all(map(torch.equal, *results[:2])), 0 < max(errors) < 0.05
+
+
+def test_beside_tensor_parallelism() -> None:
+    assert ranks(4).run(_parallel) == [(True, True)] * 4
 
 
 def _second(rank: int) -> Any:

@@ -96,7 +96,7 @@ class ReduceScatter:
         for name, p in self._parameters.items():
             if p.requires_grad:
                 assert isinstance(p, DTensor)
-                axis = next((place.dim for place in p.placements if place.is_shard()), 0)  # type: ignore[attr-defined]
+                axis = next((place.dim for place in p.placements if not place.is_replicate()), 0)  # type: ignore[attr-defined]
                 rest = p.numel() // max(p.shape[axis], 1)
                 runs.append((name, -(-p.shape[axis] // size) * rest, p.numel() >= least))
         if sum(count for _, count, _ in runs) == numel:
@@ -309,10 +309,11 @@ def _own(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
 def _place(p: nn.Parameter) -> tuple[ProcessGroup, list[int]]:
     """Give the group over which FSDP shards a parameter, and where that is among the other such groups.
 
-    It is that of the first mesh dimension along which the parameter is sharded.
+    It is that of the first mesh dimension along which the parameter is sharded. Beside tensor parallelism FSDP's own
+    placement is a strided one, which does not say that it is a shard.
     """
     assert isinstance(p, DTensor)
-    mesh, axis = p.device_mesh, next(at for at, place in enumerate(p.placements) if place.is_shard())
+    mesh, axis = p.device_mesh, next(at for at, place in enumerate(p.placements) if not place.is_replicate())
     return mesh.get_group(axis), [at for i, at in enumerate(mesh.get_coordinate() or []) if i != axis]
 
 
