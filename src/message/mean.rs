@@ -84,6 +84,12 @@ impl Lots {
     pub(super) fn new(numbers: usize) -> Self {
         Lots { sum: vec![NOTHING; numbers], before: None, messages: 0 }
     }
+
+    /// How many numbers it keeps for each lot.
+    #[cfg(test)]
+    pub(super) fn numbers(&self) -> usize {
+        self.sum.len()
+    }
 }
 
 /// Adds numbers to others.
