@@ -1,9 +1,9 @@
 """Evidence for gradients in few bits on real ranks: docs/results/distributed.md.
 
-Gloo processes on this machine train by every way of plan.py, which says what is compared and what counts as good. A part is run by
-``python experiments/ddp PART``, "all" of them by ``make experiments-ddp``; finished runs are kept in
-docs/results/distributed.jsonl and never run again, so that a part can be stopped and continued. "report" writes the page
-of what there is, "wire" the bytes of a ResNet-50's gradients.
+Gloo processes on this machine train by every way of plan.py, which says what is compared and what counts as good. A
+part is run by ``python experiments/ddp PART``, "all" of them by ``make experiments-ddp``; finished runs are kept in
+docs/results/distributed.jsonl and never run again, so that a part can be stopped and continued. "wire" counts the bytes
+of a ResNet-50's gradients, "report" writes the page of what there is.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ def main() -> int:
     """Run parts and write the page."""
     os.environ["OMP_NUM_THREADS"] = "1"  # one core a rank
     import datasets
-    from tqdm import tqdm
-
     from ddp import page, plan, wire
     from ddp.crew import Crew, Records, missing
     from ddp.training import train
+    from tqdm import tqdm
 
     options = read_options(tuple(plan.PARTS))
     records = Records(options.out / "distributed.jsonl")

@@ -91,6 +91,7 @@ class Counter:
         self.n = 0
 
     def __call__(self, module: nn.Module, _: object) -> None:
+        """Be a hook that runs before the forward pass."""
         self.n += module.training
 
 

@@ -12,18 +12,19 @@ Margins, all at 4 ranks with gradient descent:
 2. Half-bit runs (`Eden(0.5)`) converge: in every run all losses are finite, and the test's negative log-likelihood
    ends at least 90 % of the way from that of guessing (log of the number of classes) to where float32 of the same seed
    ends. `Eden(0.25)` is shown beside.
-3. Local steps, H = 32, at one bit, end within 1 % of float32 in every step: the whole interval of the relative change of
-   the measure (accuracy; of texts the negative log-likelihood of a character) lies on the good side, with at
-   least 500 times fewer bytes received.
+3. Local steps, H = 32, at one bit, end within 1 % of float32 in every step: the whole interval of the relative change
+   of the measure (accuracy; of texts the negative log-likelihood of a character) lies on the good side, with at least
+   500 times fewer bytes received.
 4. One-bit messages are 30 times smaller than float32's numbers. Small networks have many small parameters, which travel
    exactly, and headers that count: expected of a ResNet-50, not of these; shown for all.
 
-"Within" is met, "beyond" if the whole interval lies on the bad side, else "undecided". What is expected: bfloat16 and four bits
-as float32; one bit unbiased a little behind (its noise is that of batches half as large again); error feedback close to
-it; half a bit behind; `Dither(1)`, which does not rotate, far behind; local steps at one bit as local steps.
+"Within" is met, "beyond" if the whole interval lies on the bad side, else "undecided". What is expected: bfloat16 and
+four bits as float32; one bit unbiased a little behind (its noise is that of batches half as large again); error
+feedback close to it; half a bit behind; `Dither(1)`, which does not rotate, far behind; local steps at one bit as local
+steps.
 
-Rates of gradient descent are the best of 0.03, 0.1, 0.3 and 1 for float32 in one process, on a seed that no comparison uses; of
-the transformer, which diverges at 1, 0.3.
+Rates of gradient descent are the best of 0.03, 0.1, 0.3 and 1 for float32 in one process, on a seed that no comparison
+uses; of the transformer, which diverges at 1, 0.3.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ SMALLER = 30
 MIN_NUMEL = 128
 #: How often in a run the network is tested.
 TESTS = 6
+#: Classes of images and recordings, and characters of the text.
+CLASSES = {True: 68, False: 10}
 #: A pilot's seed, which no comparison uses.
 PILOT = 1000
 
@@ -80,8 +83,9 @@ class Way:
 FLOAT32, BFLOAT16, ONE, HALF, SIGN = "float32", "bfloat16", "Eden(1)", "Eden(0.5)", "Sign, feedback"
 QUARTER, LOCAL = "Eden(0.25)", "H = 32, 1 bit"
 FOUR_BITS, FOUR_AND_ONE = "4-bit training", "4-bit training, Eden(1)"
-#: One bit there and, by error feedback of whoever averages a part, one bit back.
-_ONE_BOTH = (("strategy", "two_phase"), ("second_codec", lb.Eden(1, "min_error")))
+#: One bit there and one bit back, both unbiased: a pilot's runs (its own seed) had a biased second message with error
+#: feedback behind, as few rounds pay back little of what is remembered.
+_ONE_BOTH = (("strategy", "two_phase"),)
 
 WAYS = {
     FLOAT32: Way("all_reduce"),
@@ -111,7 +115,7 @@ WAYS = {
     "H = 32, exact": Way("local", every=32),
 }
 MAIN = (FLOAT32, BFLOAT16, ONE, SIGN, HALF, LOCAL)
-TEXTS = ("transformer", "lstm")
+TEXTS = ("transformer", "lstm", "lstm, long", "lstm, AdamW")
 
 
 def _short(name: str, *, rate: float, steps: int, batch: int = 64) -> Task:
@@ -132,7 +136,13 @@ ADAM = {
     f"{name}, AdamW": replace(LONGER[name], steps=TASKS[name].steps, batch=TASKS[name].batch)
     for name in ("speech", "lstm")
 }
-EVERY = TASKS | ADAM
+#: Not in the first plan: added when a pilot's seed had shown that 192 steps are six rounds of H = 32, after which local
+#: steps are behind even if they are averaged exactly. Margin 3 is held on both.
+LONG = {
+    f"{name}, long": replace(TASKS[name], steps=5 * TASKS[name].steps, title=f"{TASKS[name].title}, five times as long")
+    for name in ("speech", "lstm")
+}
+EVERY = TASKS | ADAM | LONG
 
 
 @dataclass(frozen=True)
@@ -150,14 +160,15 @@ TRIED = ("mnist", "lstm")
 SHORT = ("speech", "lstm")
 _LOCALS = tuple(name for name, way in WAYS.items() if way.kind == "local" and name != LOCAL)
 _OTHERS = tuple(name for name, way in WAYS.items() if way.kind != "local" and name not in MAIN)
-#: Of each part: ways, tasks, ranks, and how many seeds.
+#: Of each part: ways, tasks, ranks, and how many seeds; as many as the time allowed.
 PARTS: dict[str, list[tuple[tuple[str, ...], tuple[str, ...], int, int]]] = {
-    "main": [(tuple(name for name in MAIN if name != LOCAL), tuple(TASKS), 4, 4)],
-    "others": [(_OTHERS, TRIED, 4, 3)],
-    "adam": [((FLOAT32, ONE, SIGN, HALF), tuple(ADAM), 4, 3)],
-    "local": [((LOCAL,), tuple(TASKS), 4, 4), (_LOCALS, SHORT, 4, 3)],
-    "two": [((FLOAT32, BFLOAT16, ONE, SIGN, HALF, LOCAL), SHORT, 2, 3)],
-    "more": [((FLOAT32, ONE), tuple(TASKS), 4, 10)],
+    "main": [(tuple(name for name in MAIN if name != LOCAL), tuple(TASKS), 4, 3)],
+    "local": [((LOCAL,), tuple(TASKS), 4, 3), (_LOCALS, ("lstm",), 4, 3)],
+    "others": [(_OTHERS, TRIED, 4, 2)],
+    "long": [((FLOAT32, LOCAL, "H = 32, exact"), tuple(LONG), 4, 3)],
+    "more": [((FLOAT32, ONE), tuple(TASKS), 4, 8)],
+    "adam": [((FLOAT32, ONE, SIGN), tuple(ADAM), 4, 3)],
+    "two": [((FLOAT32, ONE, SIGN, LOCAL), ("lstm",), 2, 3)],
 }
 
 

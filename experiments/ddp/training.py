@@ -7,6 +7,7 @@ import time
 import warnings
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import recipes
@@ -46,9 +47,10 @@ def train(rank: int, run: Run, steps: int | None = None) -> dict[str, Any]:
     -------
     dict
         Ready for JSON, the same on every rank but for `cpu` (seconds of this process in training, for each step) and
-        `received` (bytes of this rank): `nll` and `accuracy` (of 1) on the whole test at the end, `train_loss`, the mean of the
-        last tenth; `steps`; `bits` of a message for each number; `numbers` of the model; `curve`: step, train loss since
-        the point before, and negative log-likelihood and accuracy on a part of the test. Numbers that are not finite are None.
+        `received` (bytes of this rank): `nll` and `accuracy` (of 1) on the whole test at the end, `train_loss`, the
+        mean of the last tenth; `steps`; `bits` of a message for each number; `numbers` of the model; `curve`: step,
+        train loss since the point before, and negative log-likelihood and accuracy on a part of the test. Numbers that
+        are not finite are None.
     """
     torch.set_num_threads(1)
     task, way, size = EVERY[run.task], WAYS[run.way], dist.get_world_size()
@@ -75,15 +77,15 @@ def train(rank: int, run: Run, steps: int | None = None) -> dict[str, Any]:
             losses.append(loss.detach())
             if step % max(steps // TESTS, 1) == 0:
                 cpu += time.process_time() - start
-                curve.append([step, *test(task, model, data, PIECES)])
+                curve.append([step, *scored(task, model, data, PIECES)])
                 start = time.process_time()
     wall = time.perf_counter() - begun
-    nll, accuracy = test(task, model, data)
+    nll, accuracy = scored(task, model, data, None)
     means = torch.stack(losses)
     dist.all_reduce(means)
     means /= size
     behind = [0, *(point[0] for point in curve)]
-    since = [means[a:b].mean().item() for a, b in zip(behind, behind[1:], strict=False)]
+    since = [means[a:b].mean().item() for a, b in pairwise(behind)]
     return {
         **asdict(run),
         "steps": steps,
@@ -105,7 +107,7 @@ def _short(x: float) -> float | None:
 
 
 @torch.no_grad()
-def test(task: Task, model: nn.Module, data: Data, pieces: int | None = None) -> tuple[float, float]:
+def scored(task: Task, model: nn.Module, data: Data, pieces: int | None) -> tuple[float, float]:
     """Give mean negative log-likelihood, in nats, and the share of right answers, every rank testing its part.
 
     Statistics of batch norms become their mean over ranks.
@@ -114,7 +116,7 @@ def test(task: Task, model: nn.Module, data: Data, pieces: int | None = None) ->
     for buffer in model.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
-            buffer /= size
+            buffer.div_(size)
     model.eval()
     total = torch.zeros(3, dtype=torch.float64)
     for x, y in list(tests(task, data))[:pieces][rank::size]:
