@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-torch test cargo-test pytest test-torch test-flower test-peers check fmt lint types types-torch types-flower doc bench bench-torch bench-ddp experiments experiments-theory experiments-pays experiments-torch experiments-federated fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-flower test-peers check fmt lint types types-torch types-flower doc bench bench-torch bench-ddp experiments experiments-theory experiments-pays experiments-torch experiments-federated experiments-ddp fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -166,6 +166,9 @@ experiments-torch: $(TORCH)/.data  ## train in 4 bits and in float32, and compar
 
 experiments-federated: $(FLOWER)/.installed  ## ten clients in Flower's engine, one bit both ways: docs/results/federated.md (ten minutes; resumable)
 	$(FLOWER)/bin/python experiments/federated
+
+experiments-ddp: $(TORCH)/.data  ## train on 2 and 4 ranks in few bits: docs/results/distributed.md (over an hour; resumable)
+	$(TORCH)/bin/python experiments/ddp all
 
 # Half of the time for each target. Coverage counters are the target's alone (--target), not those of build scripts.
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters

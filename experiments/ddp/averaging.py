@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,9 @@ def averaging(way: Way, model: nn.Module, optimizer: torch.optim.Optimizer, seed
         return _local(way, model, optimizer, seed)
     # One bucket: PowerSGD and top-k look at all parameters at once. Statistics of batch norms stay a rank's own until
     # the test.
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False, bucket_cap_mb=100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for it
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False, bucket_cap_mb=100)
     if way.kind == "messages":
         options = {"seed": seed, "start_step": 0, "min_numel": MIN_NUMEL, **dict(way.options)}
         state = ddp.register(wrapped, way.codec, **options)

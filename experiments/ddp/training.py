@@ -64,8 +64,8 @@ def train(rank: int, run: Run, steps: int | None = None) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps))
     losses, curve, cpu = [], [], 0.0
     with warnings.catch_warnings():
-        # Torch has a new name for an argument; a round that is skipped shows in the losses.
-        warnings.simplefilter("ignore")
+        # A round that is skipped shows in the losses.
+        warnings.simplefilter("ignore", UserWarning)
         made = averaging(way, model, optimizer, run.seed)
         begun, start = time.perf_counter(), time.process_time()
         for step, (x, y) in enumerate(batches(task, data, steps, run.seed), 1):
