@@ -20,7 +20,7 @@ from .figures import Curve
 
 HERE = Path(__file__).resolve().parent
 SAID = {"as good": "**within**", "worse": "**beyond**", "undecided": "undecided"}
-PICTURED = ("mnist", "transformer", "lstm")
+PICTURED = ("mnist", "speech", "lstm")
 
 
 def write(out: Path, records: Records) -> Path:
@@ -133,7 +133,7 @@ def samples(records: Records) -> Iterator[str]:
 
 
 def _sample(curve: Curve) -> list[str]:
-    bits = curve.values("bits")[0]
+    bits = curve.values("bits")[0]  # torch's ways, and sums of integers, have no messages
     lost = f" ({curve.lost} diverged)" if curve.lost else ""
     base = curve.way == plan.FLOAT32
     return [
@@ -144,7 +144,7 @@ def _sample(curve: Curve) -> list[str]:
         f"{curve.mean('nll'):.4f}",
         "" if base else bold(curve.change("nll", relative=True), 1),
         f"{curve.mean('train_loss'):.4f}",
-        "" if math.isnan(bits) else f"{bits:.2f}",
+        f"{bits:.2f}" if bits > 0 else "",
         f"{curve.bytes / 1e3:.3g}",
         f"{curve.fewer:.3g}",
     ]
@@ -186,9 +186,19 @@ def links(records: Records) -> Iterator[str]:
     for task in plan.TRIED:
         curves = [curve for way in plan.WAYS if (curve := Curve(records, task, way))]
         if curves:
-            head = ["way", "computing", *figures.LINKS]
-            rows = [[c.way, f"{1e3 * c.cpu:.1f}", *(f"{x:.3g}" for x in figures.links_of(c))] for c in curves]
+            head = ["way", "computing", "beyond float32's", *figures.LINKS]
+            base = Curve(records, task, plan.FLOAT32)
+            rows = [[c.way, f"{1e3 * c.cpu:.1f}", coding(c, base), *map(_three, figures.links_of(c))] for c in curves]
             yield f"**{plan.EVERY[task].title}**\n\n" + table(head, rows)
+
+
+def coding(curve: Curve, base: Curve) -> str:
+    """Write the milliseconds that a way computes beyond float32's: encoding, decoding, and how its network computes."""
+    return "" if curve.way == base.way or not base else f"{1e3 * (curve.cpu - base.cpu):+.1f}"
+
+
+def _three(x: float) -> str:
+    return f"{x:.3g}"
 
 
 def wire(records: Records, path: Path) -> str:
