@@ -20,19 +20,22 @@ from .figures import Curve
 
 HERE = Path(__file__).resolve().parent
 SAID = {"as good": "**within**", "worse": "**beyond**", "undecided": "undecided"}
+#: What `wire.keep` wrote, by way and number of ranks.
+Wire = dict[tuple[str, int], dict[str, Any]]
 PICTURED = ("mnist", "speech", "lstm")
 
 
 def write(out: Path, records: Records) -> Path:
     """Write the page and its pictures."""
     out.mkdir(parents=True, exist_ok=True)
-    text = [introduction(records), margins(records)]
+    resnet = counted(out / "distributed-wire.json")
+    text = [introduction(records), margins(records, resnet)]
     drawn = tuple(task for task in PICTURED if Curve(records, task, plan.FLOAT32))
     if len(drawn) > 1:
         figures.at_equal_bytes(out / "distributed-bytes.png", records, drawn)
         figures.on_links(out / "distributed-links.png", records, drawn)
         text += [(HERE / "pictures.md").read_text()]
-    text += [*samples(records), *near(records), *links(records), wire(records, out / "distributed-wire.json")]
+    text += [*samples(records), *near(records), *links(records), wire(records, resnet)]
     page = out / "distributed.md"
     page.write_text("\n\n".join(part.strip() for part in text if part) + "\n")
     return page
@@ -51,13 +54,14 @@ def _rows(records: Records, task: str) -> Iterator[dict[str, Any]]:
     return (row for run, row in records.rows.items() if run.task == task)
 
 
-def margins(records: Records) -> str:
+def margins(records: Records, resnet: Wire) -> str:
     """Hold the runs against the plan's margins."""
     rows = [
         *(line for task in plan.TASKS for line in accuracy_margin(records, task)),
         *(line for task in plan.TASKS for way in (plan.HALF, plan.QUARTER) for line in convergence(records, task, way)),
         *(line for task in (*plan.TASKS, *plan.LONG) for line in local_margin(records, task)),
         *(line for task in plan.TASKS for line in message_size(records, task)),
+        *([size_row("ResNet-50's gradients", 1, resnet[plan.ONE, 4]["bits"])] if (plan.ONE, 4) in resnet else []),
     ]
     text = "## The margins\n\nWritten before the first run (`experiments/ddp/plan.py`): 4 ranks, gradient descent.\n\n"
     return text + table(["margin", "task", "seeds", "seen", "verdict"], rows)
@@ -112,9 +116,13 @@ def message_size(records: Records, task: str) -> Iterator[list[str]]:
     """Tell how much smaller than float32's numbers one-bit messages are."""
     curve = Curve(records, task, plan.ONE)
     if curve:
-        times = 32 / curve.mean("bits")
-        met = "**within**" if times >= plan.SMALLER else "**beyond**"
-        yield [f"1 bit: {plan.SMALLER} times smaller", task, str(len(curve.rows)), f"{times:.1f} times", met]
+        yield size_row(task, len(curve.rows), curve.mean("bits"))
+
+
+def size_row(name: str, runs: int, bits: float) -> list[str]:
+    """Hold bits for each number against float32's."""
+    met = "**within**" if 32 / bits >= plan.SMALLER else "**beyond**"
+    return [f"1 bit: {plan.SMALLER} times smaller", name, str(runs), f"{32 / bits:.1f} times", met]
 
 
 def samples(records: Records) -> Iterator[str]:
@@ -201,10 +209,14 @@ def _three(x: float) -> str:
     return f"{x:.3g}"
 
 
-def wire(records: Records, path: Path) -> str:
+def counted(path: Path) -> Wire:
+    """Read it."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return {(row["way"], row["size"]): row for row in rows}
+
+
+def wire(records: Records, resnet: Wire) -> str:
     """Table what a rank receives in a step, by way, network and number of ranks."""
-    counted = json.loads(path.read_text()) if path.exists() else []
-    resnet = {(row["way"], row["size"]): row for row in counted}
     head = ["way", "ResNet-50: bits", "MB, 2 ranks", "fewer", "MB, 4 ranks", "fewer"]
     head += [f"{task}, {size}" for size in (2, 4) for task in plan.TASKS if _any(records, task, size)]
     rows = []
@@ -220,7 +232,8 @@ def wire(records: Records, path: Path) -> str:
                 if _any(records, task, size):
                     curve = Curve(records, task, way, size)
                     cells.append(f"{curve.fewer:.3g}" if curve else "")
-        rows.append(cells)
+        if any(cells[1:]):
+            rows.append(cells)
     return (HERE / "wire.md").read_text() + "\n" + table(head, rows)
 
 
