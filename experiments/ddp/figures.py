@@ -18,6 +18,8 @@ from .crew import Records
 
 #: Bits per second of every rank's link, both ways at once.
 LINKS = {"10 Mbit": 1e7, "100 Mbit": 1e8, "1 Gbit": 1e9, "10 Gbit": 1e10, "100 Gbit": 1e11}
+#: Of fewer seeds there is no interval.
+FEWEST = 3
 #: How far below float32's end, in accuracy, a run is called near.
 NEAR = 0.02
 SHOWN = (plan.FLOAT32, plan.BFLOAT16, "Eden(4)", plan.ONE, plan.HALF, plan.SIGN, "PowerSGD, rank 2", plan.LOCAL)
@@ -49,12 +51,15 @@ class Curve:
         """Average a number over the runs."""
         return float(np.mean(self.values(name)))
 
-    def change(self, name: str, *, relative: bool = False) -> Interval | None:
-        """Compare with float32 of the same seed; None if fewer than two pairs are finite."""
+    def differences(self, name: str, *, relative: bool = False) -> list[float]:
+        """Compare with float32 of the same seed, where both are finite."""
         pairs = [(row[name], self.base[seed][name]) for seed, row in self.rows.items() if seed in self.base]
-        pairs = [pair for pair in pairs if None not in pair]
-        differences = [a / b - 1 if relative else a - b for a, b in pairs]
-        return interval(differences) if len(differences) > 1 else None
+        return [a / b - 1 if relative else a - b for a, b in pairs if a is not None and b is not None]
+
+    def change(self, name: str, *, relative: bool = False) -> Interval | None:
+        """Give the interval of the differences; None of fewer than three: two small tests may agree by chance."""
+        differences = self.differences(name, relative=relative)
+        return interval(differences) if len(differences) >= FEWEST else None
 
     @property
     def lost(self) -> int:
@@ -165,7 +170,9 @@ def on_links(path: Path, records: Records, tasks: tuple[str, ...]) -> None:
             if steps is not None:
                 seconds = [steps * curve.seconds(link) for link in links]
                 each.plot(links, seconds, label=way, color=f"C{number}", marker=".", linestyle="-" if number else "--")
-        each.set(title=plan.EVERY[task].title, xscale="log", yscale="log", xlabel="bits per second of each link")
+        each.set(title=plan.EVERY[task].title, xscale="log", yscale="log", xlabel="link, per second")
+        each.set_xticks(links, LINKS, fontsize="small")
+        each.set_xticks([], minor=True)
         each.grid(alpha=0.3, which="both")
         plain(each)
     axes[0].set_ylabel(f"seconds to {100 * NEAR:g} points below float32's end")

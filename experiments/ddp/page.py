@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from intervals import Interval, verdict
+from intervals import verdict
 from tables import table
 
 import lowbit as lb
@@ -143,14 +144,13 @@ def samples(records: Records) -> Iterator[str]:
 def _sample(curve: Curve) -> list[str]:
     bits = curve.values("bits")[0]  # torch's ways, and sums of integers, have no messages
     lost = f" ({curve.lost} diverged)" if curve.lost else ""
-    base = curve.way == plan.FLOAT32
     return [
         curve.way + lost,
         str(len(curve.rows)),
         f"{100 * curve.mean('accuracy'):.2f}",
-        "" if base else bold(curve.change("accuracy")),
+        changed(curve, "accuracy"),
         f"{curve.mean('nll'):.4f}",
-        "" if base else bold(curve.change("nll", relative=True), 1),
+        changed(curve, "nll", 1),
         f"{curve.mean('train_loss'):.4f}",
         f"{bits:.2f}" if bits > 0 else "",
         f"{curve.bytes / 1e3:.3g}",
@@ -158,10 +158,14 @@ def _sample(curve: Curve) -> list[str]:
     ]
 
 
-def bold(change: Interval | None, digits: int = 2) -> str:
-    """Write an interval, bold if it leaves out zero."""
-    if change is None:
+def changed(curve: Curve, name: str, digits: int = 2) -> str:
+    """Write the change from float32: the interval, bold if it leaves out zero, or the mean alone of too few seeds."""
+    relative = name == "nll"
+    change = curve.change(name, relative=relative)
+    if curve.way == plan.FLOAT32 or not curve.differences(name):
         return ""
+    if change is None:
+        return f"{100 * fmean(curve.differences(name, relative=relative)):+.{digits}f}"
     return f"**{change.show(digits)}**" if change.clear else change.show(digits)
 
 
