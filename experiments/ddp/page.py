@@ -16,7 +16,7 @@ from tables import table
 import lowbit as lb
 
 from . import figures, plan
-from .crew import Records
+from .crew import Records, missing
 from .figures import Curve
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +47,8 @@ def introduction(records: Records) -> str:
     full = any(row["steps"] >= plan.TASKS[task].steps for task in plan.TASKS for row in _rows(records, task))
     hours = sum(row["wall"] for row in records.rows.values()) / 3600
     facts = {"runs": len(records.rows), "hours": hours, "torch": torch.__version__, "lowbit": lb.__version__}
+    left = len(missing((run for part in plan.PARTS for run in plan.runs(part)), records))
+    facts["left"] = f"; {left} more of the plan's are left to be run" if left else ""
     text = (HERE / "introduction.md").read_text().format(**facts, min_numel=plan.MIN_NUMEL)
     return text + (HERE / "findings.md").read_text() if full else text
 
