@@ -156,7 +156,7 @@ def _sample(curve: Curve) -> list[str]:
         f"{curve.mean('train_loss'):.4f}",
         f"{bits:.2f}" if bits > 0 else "",
         f"{curve.bytes / 1e3:.3g}",
-        f"{curve.fewer:.3g}",
+        _three(curve.fewer),
     ]
 
 
@@ -212,7 +212,7 @@ def coding(curve: Curve, base: Curve) -> str:
 
 
 def _three(x: float) -> str:
-    return f"{x:.3g}"
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def counted(path: Path) -> Wire:
@@ -232,12 +232,12 @@ def wire(records: Records, resnet: Wire) -> str:
             row = resnet.get((way, size))
             if size == 2:
                 cells.append(f"{row['bits']:.3g}" if row and row["bits"] else "")
-            cells += [f"{row['received'] / 1e6:.3g}", f"{_fewer(row):.3g}"] if row else ["", ""]
+            cells += [f"{row['received'] / 1e6:.3g}", _three(_fewer(row))] if row else ["", ""]
         for size in (2, 4):
             for task in plan.TASKS:
                 if _any(records, task, size):
                     curve = Curve(records, task, way, size)
-                    cells.append(f"{curve.fewer:.3g}" if curve else "")
+                    cells.append(_three(curve.fewer) if curve else "")
         if any(cells[1:]):
             rows.append(cells)
     return (HERE / "wire.md").read_text() + "\n" + table(head, rows)
