@@ -66,8 +66,8 @@ def margins(records: Records, resnet: Wire) -> str:
         *(line for task in plan.TASKS for line in message_size(records, task)),
         *([size_row("ResNet-50's gradients", 1, resnet[plan.ONE, 4]["bits"])] if (plan.ONE, 4) in resnet else []),
     ]
-    text = "## The margins\n\nWritten before the first run (`experiments/ddp/plan.py`): 4 ranks, gradient descent. The runs "
-    text += "five times as long were added after a pilot's, and before the first of local steps.\n\n"
+    text = "## The margins\n\nWritten before the first run (`experiments/ddp/plan.py`): 4 ranks, gradient descent.\n"
+    text += "The runs five times as long were added after a pilot's, and before the first of local steps.\n\n"
     return text + table(["margin", "task", "seeds", "seen", "verdict"], rows)
 
 
