@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod error;
 pub mod formats;
 pub mod fwht;
+pub mod gemm;
 pub mod message;
 pub mod onebit;
 pub mod optim;

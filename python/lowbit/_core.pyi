@@ -206,6 +206,24 @@ def quantized_from_bytes(
     int | None,
     bytes | None,
 ]: ...
+def code_product(
+    a_packed: NDArray[np.uint8],
+    a_format: str | Format,
+    a_rows: int,
+    a_cols: int,
+    a_transposed: bool,
+    b_packed: NDArray[np.uint8],
+    b_format: str | Format,
+    b_rows: int,
+    b_cols: int,
+    b_transposed: bool,
+    out: NDArray[np.float32],
+    scale: float | None = None,
+) -> None: ...
+def matmul(
+    a: _Matrices, b: _Matrices, block_size: int | None, shape: Sequence[int], out: NDArray[np.float32] | None
+) -> NDArray[np.float32]: ...
+def matmul_kernel() -> str: ...
 def hadamard_transform(x: NDArray[Any], out: NDArray[Any] | None) -> NDArray[np.float32]: ...
 def randomized_hadamard_transform(
     x: NDArray[Any], words: tuple[int, int], rounds: int, inverse: bool, out: NDArray[Any] | None

@@ -5,6 +5,7 @@ mod container;
 mod convex;
 mod error;
 mod format;
+mod gemm;
 mod hadamard;
 mod message;
 mod onebit;
@@ -32,6 +33,8 @@ mod _core {
         Format, block_float, block_format, cfloat8, cfloat16_shp, cfloat16_uhp, fixed_point, float_format, formats,
         get_format, int_format, log_grid, radix_format, table_format,
     };
+    #[pymodule_export]
+    use super::gemm::{code_product, matmul, matmul_kernel};
     #[pymodule_export]
     use super::hadamard::{hadamard_transform, randomized_hadamard_transform};
     #[pymodule_export]

@@ -1,0 +1,168 @@
+//! AVX2: bytes by `vpmaddubsw`, whose 16-bit sums are widened before they overflow; else 16-bit numbers by `vpmaddwd`.
+
+use std::arch::x86_64::{
+    __m256i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_permute2x128_si256, _mm256_set1_epi8,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srli_epi16,
+    _mm256_storeu_si256, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
+};
+
+use super::kernel::{Kernel, Lanes, ROOM};
+use super::operand::Steps;
+use crate::cpu::Level;
+
+pub(super) struct Avx2(Level);
+
+/// Twelve sums, two vectors of b and one number of a: all sixteen registers.
+const ROWS: usize = 6;
+const VECTORS: usize = 2;
+/// Columns of a vector.
+const WIDTH: usize = 8;
+
+/// Widening sums more often than this costs more than 16-bit numbers do.
+const LEAST: usize = 4;
+
+impl Kernel for Avx2 {
+    fn new() -> Option<Self> {
+        Level::supported().into_iter().find(|level| level.has_avx2()).map(Avx2)
+    }
+
+    fn name(&self) -> &'static str {
+        "avx2"
+    }
+
+    fn level(&self) -> Level {
+        self.0
+    }
+
+    fn tile_shape(&self) -> (usize, usize) {
+        (ROWS, VECTORS * WIDTH)
+    }
+
+    fn lanes(&self, a: &Steps, b: &Steps) -> Lanes {
+        let bias = -a.low.min(0);
+        let (most_a, most_b) = (a.high + bias, b.most());
+        let every = i32::from(i16::MAX) / (2 * most_a * most_b).max(1);
+        if most_a <= 255 && b.in_bytes() && every as usize >= LEAST {
+            Lanes::Bytes { bias: Some(bias), every: every as usize }
+        } else {
+            Lanes::Words
+        }
+    }
+
+    unsafe fn tile(&self, lanes: Lanes, a: *const u32, b: *const u32, groups: usize, sums: *mut i32, stride: usize) {
+        // SAFETY: `new` has seen AVX2; the rest by the caller's promise.
+        unsafe {
+            match lanes {
+                Lanes::Bytes { every, .. } => bytes(a, b, groups, every, sums, stride),
+                Lanes::Words => words(a, b, groups, sums, stride),
+            }
+        }
+    }
+}
+
+type Tile = [[__m256i; VECTORS]; ROWS];
+
+/// # Safety
+/// As for [`Kernel::tile`].
+#[target_feature(enable = "avx2")]
+unsafe fn bytes(a: *const u32, b: *const u32, groups: usize, every: usize, sums: *mut i32, stride: usize) {
+    let mut first = 0;
+    while first < groups {
+        let end = groups.min(first + every);
+        let mut narrow: Tile = [[_mm256_setzero_si256(); VECTORS]; ROWS];
+        for g in first..end {
+            // SAFETY: group g is one of `groups` of every row of both panels.
+            unsafe {
+                let y = row_of_b(b, g);
+                for (row, narrow) in narrow.iter_mut().enumerate() {
+                    let x = _mm256_set1_epi32(*a.add(row * ROOM + g) as i32);
+                    for (narrow, y) in narrow.iter_mut().zip(y) {
+                        *narrow = _mm256_add_epi16(*narrow, _mm256_maddubs_epi16(x, y));
+                    }
+                }
+            }
+        }
+        let ones = _mm256_set1_epi16(1);
+        for row in &mut narrow {
+            for narrow in row {
+                *narrow = _mm256_madd_epi16(*narrow, ones);
+            }
+        }
+        // SAFETY: the tile is the caller's.
+        unsafe { add(narrow, sums, stride) };
+        first = end;
+    }
+}
+
+/// # Safety
+/// As for [`Kernel::tile`].
+#[target_feature(enable = "avx2")]
+unsafe fn words(a: *const u32, b: *const u32, groups: usize, sums: *mut i32, stride: usize) {
+    let mut wide: Tile = [[_mm256_setzero_si256(); VECTORS]; ROWS];
+    for g in 0..groups {
+        // SAFETY: group g is one of `groups` of every row of both panels.
+        unsafe {
+            let y = row_of_b(b, g);
+            for (row, wide) in wide.iter_mut().enumerate() {
+                let x = _mm256_set1_epi32(*a.add(row * ROOM + g) as i32);
+                for (wide, y) in wide.iter_mut().zip(y) {
+                    *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(x, y));
+                }
+            }
+        }
+    }
+    // SAFETY: the tile is the caller's.
+    unsafe { add(wide, sums, stride) };
+}
+
+/// # Safety
+/// Group g of every column is there.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn row_of_b(b: *const u32, g: usize) -> [__m256i; VECTORS] {
+    // SAFETY: by the caller's promise.
+    let at = |v: usize| unsafe { _mm256_loadu_si256(b.add((g * VECTORS + v) * WIDTH).cast()) };
+    [at(0), at(1)]
+}
+
+/// # Safety
+/// `sums` is a tile, rows `stride` apart.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add(tile: Tile, sums: *mut i32, stride: usize) {
+    for (row, tile) in tile.into_iter().enumerate() {
+        for (v, more) in tile.into_iter().enumerate() {
+            // SAFETY: by the caller's promise.
+            unsafe {
+                let place = sums.add(row * stride + v * WIDTH).cast::<__m256i>();
+                _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), more));
+            }
+        }
+    }
+}
+
+/// Bytes of 4-bit codes, as many as fill vectors: gives how many bytes of codes that were.
+///
+/// # Safety
+/// There is AVX2.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn nibbles(packed: &[u8], table: &[u8; 256], out: &mut [u8]) -> usize {
+    // SAFETY: the table's first sixteen bytes.
+    let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
+    let low = _mm256_set1_epi8(15);
+    let count = packed.len().min(out.len() / 2) / 32;
+    for i in 0..count {
+        // SAFETY: 32 (i + 1) bytes of codes make 64 (i + 1) numbers.
+        unsafe {
+            let codes = _mm256_loadu_si256(packed.as_ptr().add(32 * i).cast());
+            let even = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low));
+            let odd = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
+            let (x, y) = (_mm256_unpacklo_epi8(even, odd), _mm256_unpackhi_epi8(even, odd));
+            let to = out.as_mut_ptr().add(64 * i).cast::<__m256i>();
+            _mm256_storeu_si256(to, _mm256_permute2x128_si256::<0x20>(x, y));
+            _mm256_storeu_si256(to.add(1), _mm256_permute2x128_si256::<0x31>(x, y));
+        }
+    }
+    32 * count
+}

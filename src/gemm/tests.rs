@@ -1,0 +1,89 @@
+//! Every kernel of this CPU against sums of one product after the other.
+
+use super::kernel::supported;
+use super::*;
+use crate::formats::Format;
+use crate::pack;
+
+/// Codes that look random, packed.
+fn codes(n: usize, bits: u32, seed: u32) -> (Vec<u8>, Vec<u8>) {
+    let code = |i: usize| ((i as u32).wrapping_mul(0x9e37_79b9).wrapping_add(seed) ^ (i as u32) << 7) >> 13;
+    let codes: Vec<u8> = (0..n).map(|i| (code(i) & ((1 << bits) - 1)) as u8).collect();
+    let mut packed = vec![0; pack::packed_len(n, bits)];
+    assert!(pack::pack(&codes, bits, &mut packed).is_ok(), "{n} codes of {bits} bits");
+    (codes, packed)
+}
+
+fn naive(a: &[f32], b: &[f32], (m, n, k): (usize, usize, usize), (a_along, b_along): (bool, bool)) -> Vec<f32> {
+    let mut out = vec![];
+    for i in 0..m {
+        for j in 0..n {
+            let x = |l: usize| f64::from(if a_along { a[i * k + l] } else { a[l * m + i] });
+            let y = |l: usize| f64::from(if b_along { b[j * k + l] } else { b[l * n + j] });
+            out.push((0..k).map(|l| x(l) * y(l)).sum::<f64>() as f32);
+        }
+    }
+    out
+}
+
+fn check(formats: (&str, &str), (m, n, k): (usize, usize, usize), along: (bool, bool)) {
+    let Ok(a_format) = Format::named(formats.0) else { unreachable!("{formats:?}") };
+    let Ok(b_format) = Format::named(formats.1) else { unreachable!("{formats:?}") };
+    let (Ok(a_steps), Ok(b_steps)) = (Steps::of("a", &a_format), Steps::of("b", &b_format)) else {
+        unreachable!("{formats:?}")
+    };
+    let ((a_codes, a_packed), (b_codes, b_packed)) = (codes(m * k, a_format.bits, 1), codes(k * n, b_format.bits, 2));
+    let numbers = |format: &Format, codes: &[u8]| -> Vec<f32> {
+        let table = format.decode_table();
+        codes.iter().map(|code| table[usize::from(*code)]).collect()
+    };
+    let want = naive(&numbers(&a_format, &a_codes), &numbers(&b_format, &b_codes), (m, n, k), along);
+    let a = Codes::new("a", &a_packed, a_format.bits, (1, m, k), along.0);
+    let b = Codes::new("b", &b_packed, b_format.bits, (1, n, k), along.1);
+    let (Ok(a), Ok(b)) = (a, b) else { unreachable!("{formats:?}") };
+    let a = Operand { codes: a, steps: &a_steps, matrices: &[0] };
+    let b = Operand { codes: b, steps: &b_steps, matrices: &[0] };
+    for level in Level::supported() {
+        for kernel in supported().iter().filter(|kernel| kernel.level() <= level) {
+            let mut out = vec![f32::NAN; m * n];
+            let done = product_by(level, &**kernel, &a, &b, &Scaling::Factor(1.0), &mut out);
+            assert!(done.is_ok(), "{done:?}");
+            let wrong = out.iter().zip(&want).position(|(out, want)| out.to_bits() != (want + 0.0).to_bits());
+            let of = format!("{} {level:?} {formats:?} {m} x {n} x {k} {along:?}", kernel.name());
+            assert_eq!(wrong, None, "{of}: {:?}", wrong.map(|i| (out[i], want[i])));
+        }
+    }
+}
+
+const FORMATS: [&str; 10] =
+    ["int4", "uint4", "int2", "int3", "int8", "uint8", "ternary", "sign", "radix4", "fp4_e2m1"];
+
+#[test]
+fn every_kernel_multiplies_every_pair_of_formats_exactly() {
+    for a in FORMATS {
+        for b in FORMATS {
+            for along in [(true, true), (true, false), (false, true), (false, false)] {
+                check((a, b), (7, 17, 37), along);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_kernel_multiplies_every_shape() {
+    for along in [(true, true), (true, false), (false, true), (false, false)] {
+        for shape in [(1, 1, 1), (0, 3, 5), (3, 0, 5), (3, 5, 0), (1, 65, 513), (67, 1, 1025), (129, 131, 70), (33, 66, 1100)] {
+            check(("int4", "int4"), shape, along);
+            check(("radix4", "int4"), shape, along);
+            check(("int8", "uint8"), shape, along);
+        }
+    }
+}
+
+#[test]
+fn long_sums_do_not_wrap() {
+    // All ones but the sign: the largest products of their formats.
+    for (formats, k) in [(("uint8", "uint8"), 70_001), (("radix4", "radix4"), 70_001), (("int4", "int4"), 1 << 17)] {
+        check(formats, (3, 5, k), (true, false));
+    }
+}
