@@ -29,6 +29,7 @@ from lowbit._feedback import ErrorFeedback
 from lowbit._files import load, save
 from lowbit._hadamard import hadamard_transform, randomized_hadamard_transform
 from lowbit._keys import Key, random_bits
+from lowbit._matmul import matmul
 from lowbit._messages import Mean, decode, decode_mean, encode
 from lowbit._packed import Packed
 from lowbit._quant import dequantize, fake_quantize, pack, quantize, unpack
@@ -83,6 +84,7 @@ __all__ = [
     "interop",
     "load",
     "log_grid",
+    "matmul",
     "onebit",
     "pack",
     "plot",

@@ -206,6 +206,10 @@ def quantized_from_bytes(
     int | None,
     bytes | None,
 ]: ...
+_Matrices = tuple[
+    NDArray[np.uint8], str | Format, tuple[int, ...], bool, list[int], NDArray[np.float32]
+]
+
 def code_product(
     a_packed: NDArray[np.uint8],
     a_format: str | Format,

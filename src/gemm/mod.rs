@@ -202,7 +202,8 @@ impl<'a> Job<'a> {
             let room = ROOM * T::GROUP;
             // Small blocks are packed many at a time, where they begin with a group.
             let multiple = self.kernel.groups() * T::GROUP;
-            let together = self.passes.len() == 1 && scaled <= room && scaled.is_multiple_of(multiple);
+            let aligned = scaled.is_multiple_of(multiple) && (!cut || self.exact.is_multiple_of(multiple));
+            let together = self.passes.len() == 1 && scaled <= room && aligned;
             let span = if together { room - room % scaled } else { room };
             let mut packed = 0..0;
             let mut first = 0;

@@ -17,6 +17,7 @@ from lowbit.reference.hadamard import (
 from lowbit.reference.messages import decode_mean, decode_message, encode_message
 from lowbit.reference.names import FORMATS, get_format
 from lowbit.reference.onebit import onebit_decode, onebit_encode
+from lowbit.reference.products import matmul
 from lowbit.reference.quantizers import (
     Options,
     Quantized,
@@ -61,6 +62,7 @@ __all__ = [
     "get_format",
     "hadamard_transform",
     "key_words",
+    "matmul",
     "mix",
     "onebit_decode",
     "onebit_encode",
