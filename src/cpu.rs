@@ -105,6 +105,12 @@ impl Level {
         self >= Level(Kind::V3)
     }
 
+    /// Whether the AVX-512 instructions of x86-64-v4 may be used.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx512(self) -> bool {
+        self >= Level(Kind::V4)
+    }
+
     /// Runs `kernel` compiled for this level. Mark the closure and all it calls `#[inline(always)]`.
     #[inline(always)]
     pub fn run<R>(self, kernel: impl FnOnce() -> R) -> R {

@@ -13,7 +13,8 @@ def main() -> None:
     print(f"lowbit {lb.__version__}, stream version {_core.STREAM_VERSION}")
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, {platform.machine()}")
     print(f"CPU level {_core.cpu_level()} of {', '.join(_core.cpu_levels())}; {lb.get_num_threads()} threads")
-    print(f"products of codes: {_core.matmul_kernel()}")
+    refused = "; AMX is there, but the system refuses it" if _core.amx_is_refused() else ""
+    print(f"products of codes: {_core.matmul_kernel()} of {', '.join(_core.matmul_kernels())}{refused}")
     print("formats:")
     for name in lb.formats():
         fmt = lb.get_format(name)

@@ -166,3 +166,58 @@ pub(super) unsafe fn nibbles(packed: &[u8], table: &[u8; 256], out: &mut [u8]) -
     }
     32 * count
 }
+
+/// The products of packed 4-bit codes with rows of numbers, `height` apart, which lie as in `few`; of the numbers of codes,
+/// `every` products of two fit 16 bits.
+///
+/// # Safety
+/// There is AVX2, and each row is as long as the codes, to the next 64.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn dots<const ROWS: usize>(
+    packed: &[u8],
+    table: &[u8; 256],
+    numbers: &[u8],
+    height: usize,
+    every: usize,
+) -> [i32; ROWS] {
+    // SAFETY: the table's first sixteen bytes.
+    let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
+    let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    let mut wide = [_mm256_setzero_si256(); ROWS];
+    let (whole, rest) = packed.as_chunks::<32>();
+    let mut last = [[0; 32]];
+    last[0][..rest.len()].copy_from_slice(rest);
+    let mut first = 0;
+    // What is behind the last code meets zeros.
+    for part in [whole, if rest.is_empty() { &[] } else { &last }] {
+        for run in part.chunks(every) {
+            let mut narrow = [[_mm256_setzero_si256(); 2]; ROWS];
+            for codes in run {
+                // SAFETY: 32 bytes; and 64 numbers of every row.
+                unsafe {
+                    let codes = _mm256_loadu_si256(codes.as_ptr().cast());
+                    let even = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low));
+                    let odd = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
+                    for (row, narrow) in narrow.iter_mut().enumerate() {
+                        let x = numbers.as_ptr().add(row * height + first).cast::<__m256i>();
+                        narrow[0] = _mm256_add_epi16(narrow[0], _mm256_maddubs_epi16(even, _mm256_loadu_si256(x)));
+                        narrow[1] = _mm256_add_epi16(narrow[1], _mm256_maddubs_epi16(odd, _mm256_loadu_si256(x.add(1))));
+                    }
+                }
+                first += 64;
+            }
+            for (wide, [even, odd]) in wide.iter_mut().zip(narrow) {
+                let both = _mm256_add_epi32(_mm256_madd_epi16(even, ones), _mm256_madd_epi16(odd, ones));
+                *wide = _mm256_add_epi32(*wide, both);
+            }
+        }
+    }
+    let mut sums = [0; ROWS];
+    for (sum, wide) in sums.iter_mut().zip(wide) {
+        let mut lanes = [0_i32; 8];
+        // SAFETY: eight lanes.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), wide) };
+        *sum = lanes.iter().fold(0_i32, |sum, lane| sum.wrapping_add(*lane));
+    }
+    sums
+}

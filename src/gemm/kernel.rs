@@ -1,5 +1,7 @@
 //! What one instruction set can do, and which one is used.
 
+use std::sync::LazyLock;
+
 use super::operand::Steps;
 use crate::cpu::Level;
 
@@ -49,18 +51,28 @@ pub(super) trait Kernel: Sync {
     unsafe fn tile(&self, lanes: Lanes, a: *const u32, b: *const u32, groups: usize, sums: *mut i32, stride: usize);
 }
 
+/// Any kernel.
+type Any = Box<dyn Kernel + Send>;
+
 /// The kernels of this CPU, the best last.
-pub(super) fn supported() -> &'static [Box<dyn Kernel + Send>] {
-    static KERNELS: std::sync::LazyLock<Vec<Box<dyn Kernel + Send>>> = std::sync::LazyLock::new(|| {
-        let mut kernels: Vec<Box<dyn Kernel + Send>> = vec![];
-        fn add<K: Kernel + Send + 'static>(kernels: &mut Vec<Box<dyn Kernel + Send>>) {
-            if let Some(kernel) = K::new() {
-                kernels.push(Box::new(kernel));
-            }
+pub(super) fn supported() -> &'static [Any] {
+    fn add<K: Kernel + Send + 'static>(kernels: &mut Vec<Any>) {
+        if let Some(kernel) = K::new() {
+            kernels.push(Box::new(kernel));
         }
+    }
+    static KERNELS: LazyLock<Vec<Any>> = LazyLock::new(|| {
+        let mut kernels = vec![];
         add::<super::portable::Portable>(&mut kernels);
         #[cfg(target_arch = "x86_64")]
-        add::<super::avx2::Avx2>(&mut kernels);
+        {
+            add::<super::avx2::Avx2>(&mut kernels);
+            add::<super::vnni::Avx>(&mut kernels);
+            add::<super::vnni::Avx512>(&mut kernels);
+            add::<super::amx::Amx>(&mut kernels);
+        }
+        #[cfg(target_arch = "aarch64")]
+        add::<super::neon::Neon>(&mut kernels);
         kernels
     });
     &KERNELS

@@ -6,13 +6,20 @@
 //! 2^32, which loses nothing as long as the sum itself fits: longer ones are cut, and their parts added in 64 bits.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
+mod few;
 mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod operand;
 mod portable;
 mod scale;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -37,9 +44,22 @@ pub struct Operand<'a> {
     pub matrices: &'a [usize],
 }
 
-/// The name of the kernel in use, and whether one was refused.
+/// The name of the kernel in use.
 pub fn kernel_name() -> &'static str {
     kernel::current(Level::current()).name()
+}
+
+/// The names of the kernels of this CPU, the best last.
+pub fn kernel_names() -> Vec<&'static str> {
+    kernel::supported().iter().map(|kernel| kernel.name()).collect()
+}
+
+/// Whether this CPU has AMX, but the system does not let this process use it.
+pub fn amx_is_refused() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::is_refused();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Multiplies: matrices of the result, one after the other, rows of a by columns of b.
@@ -68,9 +88,19 @@ fn product_by(
         out.fill(0.0);
         return Ok(());
     }
+    for (argument, operand) in [("a", a), ("b", b)] {
+        let count = operand.codes.matrices;
+        if operand.matrices.iter().any(|matrix| *matrix >= count) {
+            return Err(Error::argument(argument, format!("has {count} matrices, which are fewer than are asked for")));
+        }
+    }
+    scaling.check((a.codes, b.codes))?;
     let job = Job::new(kernel, a, b, scaling);
-    let (across, down) = (n.div_ceil(job.columns), m.div_ceil(job.rows));
     let out = Shared::new(out);
+    if few::product(level, &job, &out) {
+        return Ok(());
+    }
+    let (across, down) = (n.div_ceil(job.columns), m.div_ceil(job.rows));
     parallel::for_each(matrices * across * down, |chunk| {
         let (matrix, place) = (chunk / (across * down), chunk % (across * down));
         let (row, column) = (place / across * job.rows, place % across * job.columns);
@@ -202,8 +232,8 @@ impl<'a> Job<'a> {
             let room = ROOM * T::GROUP;
             // Small blocks are packed many at a time, where they begin with a group.
             let multiple = self.kernel.groups() * T::GROUP;
-            let aligned = scaled.is_multiple_of(multiple) && (!cut || self.exact.is_multiple_of(multiple));
-            let together = self.passes.len() == 1 && scaled <= room && aligned;
+            let whole = scaled.is_multiple_of(multiple) && (!cut || self.exact.is_multiple_of(multiple));
+            let together = self.passes.len() == 1 && scaled <= room && whole;
             let span = if together { room - room % scaled } else { room };
             let mut packed = 0..0;
             let mut first = 0;

@@ -51,6 +51,11 @@ impl Steps {
         Ok(Steps { bits: format.bits, table, low, high, unit })
     }
 
+    /// Bits of a code.
+    pub(super) fn bits(&self) -> u32 {
+        self.bits
+    }
+
     /// The largest magnitude.
     pub(super) fn most(&self) -> i32 {
         self.high.max(-self.low)
@@ -92,6 +97,8 @@ pub(super) enum Part {
 #[derive(Clone, Copy, Debug)]
 pub struct Codes<'a> {
     packed: &'a [u8],
+    /// How many there are.
+    pub(super) matrices: usize,
     /// How many lines a matrix has.
     pub(super) lines: usize,
     /// How long they are.
@@ -116,7 +123,36 @@ impl<'a> Codes<'a> {
             let reason = format!("{of} codes of {bits} bits take {want} bytes, but there are {}", packed.len());
             return Err(Error::argument(argument, reason));
         }
-        Ok(Codes { packed, lines, inner, along })
+        Ok(Codes { packed, matrices, lines, inner, along })
+    }
+
+    /// Whether the codes of a line are neighbours.
+    pub(super) fn is_along(&self) -> bool {
+        self.along
+    }
+
+    /// All codes.
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        self.packed
+    }
+
+    /// The numbers of a line of the matrix that starts with code `start`.
+    pub(super) fn line(
+        &self,
+        level: Level,
+        start: usize,
+        line: usize,
+        plane: &Plane<u8>,
+        out: &mut [u8],
+        rows: &mut Rows<u8>,
+    ) {
+        if self.along {
+            return plane.decode(level, self.packed, start + line * self.inner, out, &mut rows.codes);
+        }
+        for (place, out) in out.iter_mut().enumerate() {
+            let first = start + place * self.lines + line;
+            plane.decode(level, self.packed, first, std::slice::from_mut(out), &mut rows.codes);
+        }
     }
 }
 
@@ -171,6 +207,11 @@ pub(super) struct Plane<T> {
 impl<T: Lane> Plane<T> {
     fn new(bits: u32, number: impl Fn(usize) -> T) -> Self {
         Plane { bits, table: std::array::from_fn(number) }
+    }
+
+    /// By code.
+    pub(super) fn table(&self) -> &[T; 256] {
+        &self.table
     }
 
     /// The numbers of codes `first`, `first + 1`, ...

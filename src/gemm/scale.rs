@@ -1,5 +1,8 @@
 //! What sums are multiplied by.
 
+use super::operand::Codes;
+use crate::error::{Error, Result};
+
 /// Scales of an operand: for each of its matrices one for all lines or one for each, and of each for the whole inner
 /// dimension or for every block of it.
 #[derive(Clone, Copy, Debug)]
@@ -12,11 +15,12 @@ pub struct Scale<'a> {
 impl<'a> Scale<'a> {
     /// Scales in the order matrix, line, block.
     ///
-    /// # Panics
-    /// Where `values` is no whole number of matrices.
     pub fn new(values: &'a [f32], lines: usize, blocks: usize) -> Self {
-        assert!(values.len().is_multiple_of((lines * blocks).max(1)), "{} scales", values.len());
         Scale { values, lines, blocks }
+    }
+
+    fn matrices(&self) -> usize {
+        self.values.len() / (self.lines * self.blocks).max(1)
     }
 
     /// The scale of a line's block.
@@ -51,6 +55,25 @@ pub enum Scaling<'a> {
 }
 
 impl Scaling<'_> {
+    /// Whether there is a scale for everything.
+    pub(super) fn check(&self, (a, b): (Codes, Codes)) -> Result<()> {
+        let inner = a.inner;
+        let (of_a, of_b, blocks) = match self {
+            Scaling::Factor(_) => return Ok(()),
+            Scaling::Sides { a, b } => (a, b, 1),
+            Scaling::Blocks { size: 0, .. } => return Err(Error::argument("block_size", "give 1 or more")),
+            Scaling::Blocks { size, a, b } => (a, b, inner.div_ceil(*size)),
+        };
+        for (argument, scale, codes) in [("a", of_a, a), ("b", of_b, b)] {
+            let lines = [1, codes.lines].contains(&scale.lines);
+            if !lines || ![1, blocks].contains(&scale.blocks) || scale.matrices() < codes.matrices {
+                let of = format!("{} x {} x {}", scale.matrices(), scale.lines, scale.blocks);
+                return Err(Error::argument(argument, format!("{of} scales do not fit its matrices")));
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn block(&self) -> Option<usize> {
         if let Scaling::Blocks { size, .. } = self { Some(*size) } else { None }
     }

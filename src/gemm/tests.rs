@@ -44,13 +44,77 @@ fn check(formats: (&str, &str), (m, n, k): (usize, usize, usize), along: (bool, 
     let a = Operand { codes: a, steps: &a_steps, matrices: &[0] };
     let b = Operand { codes: b, steps: &b_steps, matrices: &[0] };
     for level in Level::supported() {
-        for kernel in supported().iter().filter(|kernel| kernel.level() <= level) {
+        let twins: [&dyn Kernel; 2] = [&Twin { bias: false }, &Twin { bias: true }];
+        let kernels = supported().iter().map(|kernel| -> &dyn Kernel { &**kernel }).chain(twins);
+        for kernel in kernels.filter(|kernel| kernel.level() <= level) {
             let mut out = vec![f32::NAN; m * n];
-            let done = product_by(level, &**kernel, &a, &b, &Scaling::Factor(1.0), &mut out);
+            let done = product_by(level, kernel, &a, &b, &Scaling::Factor(1.0), &mut out);
             assert!(done.is_ok(), "{done:?}");
             let wrong = out.iter().zip(&want).position(|(out, want)| out.to_bits() != (want + 0.0).to_bits());
             let of = format!("{} {level:?} {formats:?} {m} x {n} x {k} {along:?}", kernel.name());
             assert_eq!(wrong, None, "{of}: {:?}", wrong.map(|i| (out[i], want[i])));
+        }
+    }
+}
+
+/// What other CPUs' kernels ask of the driver, in plain loops: AMX and NEON's signed bytes, low and high apart and groups
+/// sixteen at a time, or VNNI's unsigned ones.
+struct Twin {
+    bias: bool,
+}
+
+impl Kernel for Twin {
+    fn new() -> Option<Self> {
+        None
+    }
+
+    fn name(&self) -> &'static str {
+        if self.bias { "twin of VNNI" } else { "twin of AMX" }
+    }
+
+    fn level(&self) -> Level {
+        Level::PORTABLE
+    }
+
+    fn tile_shape(&self) -> (usize, usize) {
+        if self.bias { (12, 32) } else { (32, 32) }
+    }
+
+    fn groups(&self) -> usize {
+        if self.bias { 1 } else { 16 }
+    }
+
+    fn lanes(&self, a: &Steps, b: &Steps) -> Lanes {
+        let bias = -a.low.min(0);
+        match self.bias {
+            false => Lanes::Bytes { bias: None, every: usize::MAX },
+            true if a.high + bias <= 255 && b.in_bytes() => Lanes::Bytes { bias: Some(bias), every: usize::MAX },
+            true => Lanes::Words,
+        }
+    }
+
+    unsafe fn tile(&self, lanes: Lanes, a: *const u32, b: *const u32, groups: usize, sums: *mut i32, stride: usize) {
+        let (rows, columns) = self.tile_shape();
+        assert!(groups.is_multiple_of(self.groups()), "{groups} groups");
+        for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+            for g in 0..groups {
+                // SAFETY: as for every kernel.
+                let (x, y) = unsafe { (*a.add(row * ROOM + g), *b.add(g * columns + column)) };
+                let bytes = |i: u32| {
+                    let (x, y) = ((x >> (8 * i)) as u8, (y >> (8 * i)) as i8);
+                    if self.bias { i32::from(x) * i32::from(y) } else { i32::from(x as i8) * i32::from(y) }
+                };
+                let words = |i: u32| i32::from((x >> (16 * i)) as i16) * i32::from((y >> (16 * i)) as i16);
+                let more = match lanes {
+                    Lanes::Bytes { .. } => (0..4).map(bytes).fold(0, i32::wrapping_add),
+                    Lanes::Words => (0..2).map(words).fold(0, i32::wrapping_add),
+                };
+                // SAFETY: as above.
+                unsafe {
+                    let sum = sums.add(row * stride + column);
+                    *sum = (*sum).wrapping_add(more);
+                }
+            }
         }
     }
 }
@@ -76,6 +140,16 @@ fn every_kernel_multiplies_every_shape() {
             check(("int4", "int4"), shape, along);
             check(("radix4", "int4"), shape, along);
             check(("int8", "uint8"), shape, along);
+        }
+    }
+}
+
+#[test]
+fn a_few_rows_take_the_short_way_to_the_same_numbers() {
+    for (m, n, k) in [(1, 1, 2), (1, 130, 64), (2, 65, 1026), (3, 64, 62), (4, 70, 128), (4, 3, 5)] {
+        for formats in [("int8", "int4"), ("int4", "uint4"), ("ternary", "fp4_e2m1"), ("int8", "radix4")] {
+            check(formats, (m, n, k), (true, true));
+            check(formats, (m, n, k), (false, true));
         }
     }
 }

@@ -134,3 +134,15 @@ pub(super) fn matmul<'py>(
 pub(super) fn matmul_kernel() -> &'static str {
     gemm::kernel_name()
 }
+
+/// The names of the kernels of this CPU, the best last.
+#[pyfunction]
+pub(super) fn matmul_kernels() -> Vec<&'static str> {
+    gemm::kernel_names()
+}
+
+/// Whether this CPU has AMX, but the system does not let this process use it.
+#[pyfunction]
+pub(super) fn amx_is_refused() -> bool {
+    gemm::amx_is_refused()
+}
