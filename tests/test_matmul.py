@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +17,20 @@ from support import BFLOAT16, FORMATS, assert_same
 
 RNG = np.random.default_rng(8)
 #: One or two of every family that can be multiplied.
-PAIRS = ["int4", "int4_symmetric", "uint4", "int2", "int3", "int8", "uint8", "ternary", "sign", "radix4", "radix4_odd", "fp4_e2m1"]
+PAIRS = [
+    "int4",
+    "int4_symmetric",
+    "uint4",
+    "int2",
+    "int3",
+    "int8",
+    "uint8",
+    "ternary",
+    "sign",
+    "radix4",
+    "radix4_odd",
+    "fp4_e2m1",
+]
 
 
 def numbers(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -47,14 +61,18 @@ def test_every_pair_of_formats(pair: tuple[str, str], level: str) -> None:
         check((5, 19, 71), pair, transposed)
 
 
-@pytest.mark.parametrize("shape", list(itertools.product([0, 1, 7, 66], [0, 1, 17, 130], [0, 1, 3, 129, 1030])), ids=str)
+@pytest.mark.parametrize(
+    "shape", list(itertools.product([0, 1, 7, 66], [0, 1, 17, 130], [0, 1, 3, 129, 1030])), ids=str
+)
 def test_every_shape(shape: tuple[int, int, int], level: str) -> None:
     for transposed in itertools.product([False, True], repeat=2):
         check(shape, ("int4", "int4"), transposed)
         check(shape, ("radix4", "int4"), transposed)
 
 
-@pytest.mark.parametrize("pair", [("int4", "int4"), ("uint8", "uint8"), ("radix4", "radix4"), ("int8", "radix4")], ids="-".join)
+@pytest.mark.parametrize(
+    "pair", [("int4", "int4"), ("uint8", "uint8"), ("radix4", "radix4"), ("int8", "radix4")], ids="-".join
+)
 def test_long_sums_do_not_wrap(pair: tuple[str, str], level: str) -> None:
     """Of the largest products that there are, all of one sign: far beyond 2^31 steps for all but int4."""
     k = (1 << 16) + 4097
@@ -83,7 +101,9 @@ SCALES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize("options", SCALES, ids=str)
 @pytest.mark.parametrize("pair", [("int4", "int4"), ("radix4", "int8")], ids="-".join)
-def test_every_layout_of_scales(options: tuple[dict[str, Any], dict[str, Any]], pair: tuple[str, str], level: str) -> None:
+def test_every_layout_of_scales(
+    options: tuple[dict[str, Any], dict[str, Any]], pair: tuple[str, str], level: str
+) -> None:
     for k in (70, 1300):
         check((9, 35, k), pair, (False, False), *options)
 
@@ -96,11 +116,20 @@ def test_formats_that_scale_blocks(blocked: str, level: str) -> None:
 
 
 def test_blocks_of_long_sums(level: str) -> None:
-    check((2, 3, 3000), ("radix4", "radix4"), (False, False), {"axis": 1, "block_size": 1000}, {"axis": 0, "block_size": 500})
+    check(
+        (2, 3, 3000),
+        ("radix4", "radix4"),
+        (False, False),
+        {"axis": 1, "block_size": 1000},
+        {"axis": 0, "block_size": 500},
+    )
 
 
 def test_threads_do_not_matter(level: str) -> None:
-    a, b = lb.quantize(numbers(300, 700), "int4", axis=1, block_size=64), lb.quantize(numbers(700, 400), "radix4", axis=1)
+    a, b = (
+        lb.quantize(numbers(300, 700), "int4", axis=1, block_size=64),
+        lb.quantize(numbers(700, 400), "radix4", axis=1),
+    )
     results = []
     for threads in (1, 2, 5):
         lb.set_num_threads(threads)
@@ -114,19 +143,32 @@ def test_threads_do_not_matter(level: str) -> None:
 def test_floats_are_quantized_row_by_row(dtype: Any, m: int, level: str) -> None:
     """Also what takes the shorter way: few rows, weights along whose rows the product sums."""
     x = numbers(m, 258).astype(dtype)
-    for name, n, transposed, options in itertools.product(
-        ["int4", "radix4", "int2", "uint4"], [1, 33, 200], [False, True], [{}, {"axis": 0}]
+    for name, n, transposed, per_column in itertools.product(
+        ["int4", "radix4", "int2", "uint4"], [1, 33, 200], [False, True], [False, True]
     ):
-        if options:
-            options = {"axis": 0 if transposed else 1}
-        w, rw = both(numbers(*((n, 258) if transposed else (258, n))), name, **options)
+        columns = {"axis": 0 if transposed else 1} if per_column else {}
+        w, rw = both(numbers(*((n, 258) if transposed else (258, n))), name, **columns)
         assert_same(lb.matmul(x, w, transpose_b=transposed), reference.matmul(x, rw, transpose_b=transposed))
-        assert_same(lb.matmul(x.T, w, transpose_a=True, transpose_b=transposed), lb.matmul(x, w, transpose_b=transposed))
+        assert_same(
+            lb.matmul(x.T, w, transpose_a=True, transpose_b=transposed), lb.matmul(x, w, transpose_b=transposed)
+        )
+
+
+@pytest.mark.parametrize("size", [2, 6, 32, 64, 100, 128, 258])
+def test_a_few_rows_by_blocks(size: int, level: str) -> None:
+    x = numbers(3, 258)
+    for name in ("int4", "mxfp4", "uint4"):
+        w, rw = both(numbers(70, 258), name, **({} if name == "mxfp4" else {"axis": 1, "block_size": size}))
+        assert_same(lb.matmul(x, w, transpose_b=True), reference.matmul(x, rw, transpose_b=True))
 
 
 def test_batches(level: str) -> None:
     x, y = numbers(2, 1, 9, 33), numbers(3, 33, 12)
-    for of_a, of_b in [({}, {}), ({"axis": 3, "block_size": 33}, {"axis": 0}), ({"axis": 3, "block_size": 8}, {"axis": 1, "block_size": 16})]:
+    for of_a, of_b in [
+        ({}, {}),
+        ({"axis": 3, "block_size": 33}, {"axis": 0}),
+        ({"axis": 3, "block_size": 8}, {"axis": 1, "block_size": 16}),
+    ]:
         a, b = lb.quantize(x, "int4", **of_a), lb.quantize(y, "radix4", **of_b)
         got = lb.matmul(a, b)
         assert got.shape == (2, 3, 9, 12)
@@ -147,7 +189,11 @@ def matrix(q: reference.Quantized, index: tuple[int, ...]) -> reference.Quantize
 def test_out(level: str) -> None:
     a, b = lb.quantize(numbers(40, 50), "int4", axis=0), lb.quantize(numbers(50, 60), "int4", axis=1)
     want = lb.matmul(a, b)
-    for out in (np.full((40, 60), np.nan, np.float32), np.full((60, 40), np.nan, np.float32).T, np.zeros((40, 120), np.float32)[:, ::2]):
+    for out in (
+        np.full((40, 60), np.nan, np.float32),
+        np.full((60, 40), np.nan, np.float32).T,
+        np.zeros((40, 120), np.float32)[:, ::2],
+    ):
         assert lb.matmul(a, b, out=out) is out
         assert_same(out, want)
     memory = np.full(41 * 60, 0.25, np.float32)
@@ -158,26 +204,99 @@ def test_out(level: str) -> None:
 
 A, B = lb.quantize(numbers(4, 6), "int4"), lb.quantize(numbers(6, 5), "int4")
 BAD: list[tuple[str, type[Exception], str, Any]] = [
-    ("inner", lb.Error, "b: its matrices have 6 rows, but those of a have 4 columns", lambda: lb.matmul(A, B, transpose_a=True)),
-    ("float b", TypeError, r"b: expected a lowbit.Quantized, got ndarray; lowbit.quantize\(b, 'int4'\)", lambda: lb.matmul(A, numbers(6, 5))),
-    ("int a", TypeError, "a: expected a lowbit.Quantized or an array of floats, got dtype int64", lambda: lb.matmul([[1, 2]], B)),
+    (
+        "inner",
+        lb.Error,
+        "b: its matrices have 6 rows, but those of a have 4 columns",
+        lambda: lb.matmul(A, B, transpose_a=True),
+    ),
+    (
+        "float b",
+        TypeError,
+        r"b: expected a lowbit.Quantized, got ndarray; lowbit.quantize\(b, 'int4'\)",
+        lambda: lb.matmul(A, numbers(6, 5)),
+    ),
+    (
+        "int a",
+        TypeError,
+        "a: expected a lowbit.Quantized or an array of floats, got dtype int64",
+        lambda: lb.matmul([[1, 2]], B),
+    ),
     ("vector a", lb.Error, "a: has 1 dimensions", lambda: lb.matmul(numbers(6), B)),
     ("vector b", lb.Error, "b: has 1 dimensions", lambda: lb.matmul(A, lb.quantize(numbers(6), "int4"))),
     ("nan", lb.Error, "^a: element 1 ", lambda: lb.matmul(np.float32([[0, np.nan, 0, 0, 0, 0]]), B)),
-    ("nf4", lb.Error, "a: nf4 cannot be multiplied by its codes; formats of at most 8 bits", lambda: lb.matmul(lb.quantize(numbers(4, 64), "nf4", scale=1.0), lb.quantize(numbers(64, 5), "int4"))),
-    ("fp8", lb.Error, "b: fp8_e4m3fn cannot be multiplied", lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "fp8_e4m3fn"))),
-    ("16 bits", lb.Error, "b: bfloat16 cannot be multiplied", lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "bfloat16"))),
-    ("offset", lb.Error, 'a: was made with an offset.*"amax"', lambda: lb.matmul(lb.quantize(numbers(4, 6), "int4", scale="minmax"), B)),
-    ("dither", lb.Error, 'b: was made with rounding="dither"', lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "int4", rounding="dither", key=1))),
-    ("inner axis", lb.Error, r"b: its scales change along axis 0, which is summed.*axis 1", lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "int4", axis=0))),
-    ("wrong blocks", lb.Error, "b: its scales change along axis 0", lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "mxfp4"))),
-    ("blocks apart", lb.Error, "b: its blocks of 3 and a's of 2 do not fit", lambda: lb.matmul(lb.quantize(numbers(4, 6), "int4", block_size=2), lb.quantize(numbers(6, 5), "int4", axis=0, block_size=3))),
-    ("leading", lb.Error, "b: leading dimensions", lambda: lb.matmul(lb.quantize(numbers(2, 4, 6), "int4"), lb.quantize(numbers(3, 6, 5), "int4"))),
+    (
+        "nf4",
+        lb.Error,
+        "a: nf4 cannot be multiplied by its codes; formats of at most 8 bits",
+        lambda: lb.matmul(lb.quantize(numbers(4, 64), "nf4", scale=1.0), lb.quantize(numbers(64, 5), "int4")),
+    ),
+    (
+        "fp8",
+        lb.Error,
+        "b: fp8_e4m3fn cannot be multiplied",
+        lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "fp8_e4m3fn")),
+    ),
+    (
+        "16 bits",
+        lb.Error,
+        "b: bfloat16 cannot be multiplied",
+        lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "bfloat16")),
+    ),
+    (
+        "offset",
+        lb.Error,
+        'a: was made with an offset.*"amax"',
+        lambda: lb.matmul(lb.quantize(numbers(4, 6), "int4", scale="minmax"), B),
+    ),
+    (
+        "dither",
+        lb.Error,
+        'b: was made with rounding="dither"',
+        lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "int4", rounding="dither", key=1)),
+    ),
+    (
+        "inner axis",
+        lb.Error,
+        r"b: its scales change along axis 0, which is summed.*axis 1",
+        lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "int4", axis=0)),
+    ),
+    (
+        "wrong blocks",
+        lb.Error,
+        "b: its scales change along axis 0",
+        lambda: lb.matmul(A, lb.quantize(numbers(6, 5), "mxfp4")),
+    ),
+    (
+        "blocks apart",
+        lb.Error,
+        "b: its blocks of 3 and a's of 2 do not fit",
+        lambda: lb.matmul(
+            lb.quantize(numbers(4, 6), "int4", block_size=2), lb.quantize(numbers(6, 5), "int4", axis=0, block_size=3)
+        ),
+    ),
+    (
+        "leading",
+        lb.Error,
+        "b: leading dimensions",
+        lambda: lb.matmul(lb.quantize(numbers(2, 4, 6), "int4"), lb.quantize(numbers(3, 6, 5), "int4")),
+    ),
     ("flag", TypeError, "transpose_b: expected a bool", lambda: lb.matmul(A, B, transpose_b=1)),  # type: ignore[arg-type]
     ("out shape", lb.Error, r"out: has shape \[5, 4\]", lambda: lb.matmul(A, B, out=np.empty((5, 4), np.float32))),
     ("out dtype", TypeError, "out: has dtype float64", lambda: lb.matmul(A, B, out=np.empty((4, 5)))),  # type: ignore[arg-type]
     ("out list", TypeError, "out: expected a numpy.ndarray", lambda: lb.matmul(A, B, out=[])),  # type: ignore[arg-type]
-    ("out itself", lb.Error, "out: elements share memory", lambda: lb.matmul(A, B, out=np.broadcast_to(np.zeros(5, np.float32), (4, 5)).copy()[:1].repeat(4, 0)[::1] if False else np.lib.stride_tricks.as_strided(np.zeros(5, np.float32), (4, 5), (0, 4)))),
+    (
+        "out itself",
+        lb.Error,
+        "out: elements share memory",
+        lambda: lb.matmul(
+            A,
+            B,
+            out=np.broadcast_to(np.zeros(5, np.float32), (4, 5)).copy()[:1].repeat(4, 0)[::1]
+            if False
+            else np.lib.stride_tricks.as_strided(np.zeros(5, np.float32), (4, 5), (0, 4)),
+        ),
+    ),
 ]
 
 
@@ -212,7 +331,13 @@ def test_formats_multiply_or_say_why(name: str) -> None:
 
 
 #: Some codes are no numbers.
-NOT_FINITE = {name for name in FORMATS if lb.get_format(name).coded and lb.get_format(name).bits <= 8 and not np.isfinite(lb.get_format(name).decode_table).all()}
+NOT_FINITE = {
+    name
+    for name in FORMATS
+    if lb.get_format(name).coded
+    and lb.get_format(name).bits <= 8
+    and not np.isfinite(lb.get_format(name).decode_table).all()
+}
 
 
 def test_the_core_multiplies_raw_codes(level: str) -> None:
@@ -231,6 +356,19 @@ def test_the_core_multiplies_raw_codes(level: str) -> None:
 
 def test_the_package_says_which_kernel_it_uses(level: str) -> None:
     kernel = _core.matmul_kernel()
-    assert kernel in {"portable": {"portable", "neon"}, "v3": {"avx2", "avx-vnni"}, "v4": {"avx2", "avx-vnni", "avx512-vnni", "amx"}}[level]
-    shown = subprocess.run([sys.executable, "-m", "lowbit"], capture_output=True, text=True, check=True, env={**__import__("os").environ, "LOWBIT_CPU": level})
-    assert f"products of codes: {kernel}" in shown.stdout
+    assert (
+        kernel
+        in {
+            "portable": {"portable", "neon"},
+            "v3": {"avx2", "avx-vnni"},
+            "v4": {"avx2", "avx-vnni", "avx512-vnni", "amx"},
+        }[level]
+    )
+    shown = subprocess.run(
+        [sys.executable, "-m", "lowbit"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "LOWBIT_CPU": level},
+    )
+    assert f"products of codes: {kernel} of" in shown.stdout

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
         "README.md",
         "docs/convex.md",
         "docs/formats.md",
+        "docs/matmul.md",
         "docs/messages.md",
         "docs/shared-key.md",
         "docs/when-it-pays.md",

@@ -206,9 +206,8 @@ def quantized_from_bytes(
     int | None,
     bytes | None,
 ]: ...
-_Matrices = tuple[
-    NDArray[np.uint8], str | Format, tuple[int, ...], bool, list[int], NDArray[np.float32]
-]
+
+_Matrices = tuple[NDArray[np.uint8], str | Format, tuple[int, ...], bool, list[int], NDArray[np.float32]]
 
 def code_product(
     a_packed: NDArray[np.uint8],

@@ -89,9 +89,7 @@ def matmul(
     try:
         leading = np.broadcast_shapes(left.leading, right.leading)
     except ValueError:
-        raise _core.Error(
-            f"b: leading dimensions {right.leading} do not broadcast with a's {left.leading}"
-        ) from None
+        raise _core.Error(f"b: leading dimensions {right.leading} do not broadcast with a's {left.leading}") from None
     size, scales = _blocks(left, right, k)
     operands = [
         (q.packed, q.format, q.shape[-2:], operand.transposed, operand.matrices(leading), _apart(scale, target))
@@ -113,7 +111,7 @@ class _Operand(NamedTuple):
     block_size: int | None
 
     def matrices(self, leading: tuple[int, ...]) -> list[int]:
-        """Number the matrix that each of the result is made of."""
+        """List the matrix that each of the result is made of."""
         own = np.arange(math.prod(self.leading)).reshape(self.leading)
         numbers: list[int] = np.broadcast_to(own, leading).ravel().tolist()
         return numbers
@@ -145,8 +143,8 @@ def _operand(q: Quantized, argument: str, transposed: bool) -> _Operand:
     for part, made in ((q.offset, "an offset"), (q.key_id, 'rounding="dither"')):
         if part is not None:
             raise _core.Error(
-                f"{argument}: was made with {made}; only numbers that are a code's value times a scale can be multiplied: "
-                'quantize with a rule such as "amax", and rounding="nearest" or "stochastic"'
+                f"{argument}: was made with {made}; only numbers that are a code's value times a scale can be "
+                'multiplied: quantize with a rule such as "amax", and rounding="nearest" or "stochastic"'
             )
     leading, shape = q.shape[:-2], q.shape[-2:]
     rows, columns = shape[::-1] if transposed else shape
@@ -162,8 +160,9 @@ def _operand(q: Quantized, argument: str, transposed: bool) -> _Operand:
             scale = np.repeat(scale, q.block_size, q.axis)[(slice(None),) * q.axis + (slice(q.shape[q.axis]),)]
     if size is None and scale.shape[inner] > 1:
         raise _core.Error(
-            f"{argument}: its scales change along axis {inner}, which is summed; quantize with one scale, with one for "
-            f"each index of axis {2 * q.ndim - 3 - inner} (axis=), or in blocks along axis {inner} (axis= and block_size=)"
+            f"{argument}: its scales change along axis {inner}, which is summed; quantize with one scale, with one "
+            f"for each index of axis {2 * q.ndim - 3 - inner} (axis=), or in blocks along axis {inner} (axis= and "
+            "block_size=)"
         )
     if inner == q.ndim - 2:
         scale = scale.swapaxes(-1, -2)

@@ -1,12 +1,16 @@
 //! AVX2: bytes by `vpmaddubsw`, whose 16-bit sums are widened before they overflow; else 16-bit numbers by `vpmaddwd`.
+//!
+//! Vectors are iterated over by reference: an array's iterator by value is a call that may not be inlined.
 
 use std::arch::x86_64::{
-    __m256i, _mm_loadu_si128, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_broadcastsi128_si256,
+    __m256i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_shuffle_epi32, _mm256_add_epi16, _mm256_add_epi32,
+    _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_castsi256_si128, _mm256_extracti128_si256,
     _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_permute2x128_si256, _mm256_set1_epi8,
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_srli_epi16,
     _mm256_storeu_si256, _mm256_unpackhi_epi8, _mm256_unpacklo_epi8,
 };
 
+use super::few::Few;
 use super::kernel::{Kernel, Lanes, ROOM};
 use super::operand::Steps;
 use crate::cpu::Level;
@@ -77,8 +81,8 @@ unsafe fn bytes(a: *const u32, b: *const u32, groups: usize, every: usize, sums:
                 let y = row_of_b(b, g);
                 for (row, narrow) in narrow.iter_mut().enumerate() {
                     let x = _mm256_set1_epi32(*a.add(row * ROOM + g) as i32);
-                    for (narrow, y) in narrow.iter_mut().zip(y) {
-                        *narrow = _mm256_add_epi16(*narrow, _mm256_maddubs_epi16(x, y));
+                    for (narrow, y) in narrow.iter_mut().zip(&y) {
+                        *narrow = _mm256_add_epi16(*narrow, _mm256_maddubs_epi16(x, *y));
                     }
                 }
             }
@@ -90,7 +94,7 @@ unsafe fn bytes(a: *const u32, b: *const u32, groups: usize, every: usize, sums:
             }
         }
         // SAFETY: the tile is the caller's.
-        unsafe { add(narrow, sums, stride) };
+        unsafe { add(&narrow, sums, stride) };
         first = end;
     }
 }
@@ -106,14 +110,14 @@ unsafe fn words(a: *const u32, b: *const u32, groups: usize, sums: *mut i32, str
             let y = row_of_b(b, g);
             for (row, wide) in wide.iter_mut().enumerate() {
                 let x = _mm256_set1_epi32(*a.add(row * ROOM + g) as i32);
-                for (wide, y) in wide.iter_mut().zip(y) {
-                    *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(x, y));
+                for (wide, y) in wide.iter_mut().zip(&y) {
+                    *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(x, *y));
                 }
             }
         }
     }
     // SAFETY: the tile is the caller's.
-    unsafe { add(wide, sums, stride) };
+    unsafe { add(&wide, sums, stride) };
 }
 
 /// # Safety
@@ -130,13 +134,13 @@ unsafe fn row_of_b(b: *const u32, g: usize) -> [__m256i; VECTORS] {
 /// `sums` is a tile, rows `stride` apart.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn add(tile: Tile, sums: *mut i32, stride: usize) {
-    for (row, tile) in tile.into_iter().enumerate() {
-        for (v, more) in tile.into_iter().enumerate() {
+unsafe fn add(tile: &Tile, sums: *mut i32, stride: usize) {
+    for (row, tile) in tile.iter().enumerate() {
+        for (v, more) in tile.iter().enumerate() {
             // SAFETY: by the caller's promise.
             unsafe {
                 let place = sums.add(row * stride + v * WIDTH).cast::<__m256i>();
-                _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), more));
+                _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), *more));
             }
         }
     }
@@ -167,57 +171,53 @@ pub(super) unsafe fn nibbles(packed: &[u8], table: &[u8; 256], out: &mut [u8]) -
     32 * count
 }
 
-/// The products of packed 4-bit codes with rows of numbers, `height` apart, which lie as in `few`; of the numbers of codes,
-/// `every` products of two fit 16 bits.
+/// The products of packed 4-bit codes with rows of numbers, block after block.
 ///
 /// # Safety
-/// There is AVX2, and each row is as long as the codes, to the next 64.
+/// There is AVX2, and each row is as long as the codes, every block filled up to runs of 64.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn dots<const ROWS: usize>(
-    packed: &[u8],
-    table: &[u8; 256],
-    numbers: &[u8],
-    height: usize,
-    every: usize,
-) -> [i32; ROWS] {
+pub(super) unsafe fn dots<const ROWS: usize>(packed: &[u8], few: &Few, mut found: impl FnMut(usize, &[i32; ROWS])) {
     // SAFETY: the table's first sixteen bytes.
-    let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) });
+    let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(few.table.as_ptr().cast()) });
     let (low, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
-    let mut wide = [_mm256_setzero_si256(); ROWS];
-    let (whole, rest) = packed.as_chunks::<32>();
-    let mut last = [[0; 32]];
-    last[0][..rest.len()].copy_from_slice(rest);
-    let mut first = 0;
-    // What is behind the last code meets zeros.
-    for part in [whole, if rest.is_empty() { &[] } else { &last }] {
-        for run in part.chunks(every) {
-            let mut narrow = [[_mm256_setzero_si256(); 2]; ROWS];
-            for codes in run {
-                // SAFETY: 32 bytes; and 64 numbers of every row.
-                unsafe {
-                    let codes = _mm256_loadu_si256(codes.as_ptr().cast());
-                    let even = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low));
-                    let odd = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
-                    for (row, narrow) in narrow.iter_mut().enumerate() {
-                        let x = numbers.as_ptr().add(row * height + first).cast::<__m256i>();
-                        narrow[0] = _mm256_add_epi16(narrow[0], _mm256_maddubs_epi16(even, _mm256_loadu_si256(x)));
-                        narrow[1] = _mm256_add_epi16(narrow[1], _mm256_maddubs_epi16(odd, _mm256_loadu_si256(x.add(1))));
+    let mut numbers = few.numbers.as_ptr();
+    for (block, packed) in packed.chunks(few.block).enumerate() {
+        let mut wide = [_mm256_setzero_si256(); ROWS];
+        let (whole, rest) = packed.as_chunks::<32>();
+        // What is behind the last code meets zeros.
+        let mut last = [[0; 32]; 1];
+        last[0][..rest.len()].copy_from_slice(rest);
+        let last = &last[..usize::from(!rest.is_empty())];
+        for part in &[whole, last] {
+            for run in part.chunks(few.every) {
+                let mut narrow = [[_mm256_setzero_si256(); 2]; ROWS];
+                for codes in run {
+                    // SAFETY: 32 bytes; and 64 numbers of every row.
+                    unsafe {
+                        let codes = _mm256_loadu_si256(codes.as_ptr().cast());
+                        let even = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low));
+                        let odd = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
+                        for (row, narrow) in narrow.iter_mut().enumerate() {
+                            let x = numbers.add(row * few.height).cast::<__m256i>();
+                            let (x, y) = (_mm256_loadu_si256(x), _mm256_loadu_si256(x.add(1)));
+                            narrow[0] = _mm256_add_epi16(narrow[0], _mm256_maddubs_epi16(even, x));
+                            narrow[1] = _mm256_add_epi16(narrow[1], _mm256_maddubs_epi16(odd, y));
+                        }
+                        numbers = numbers.add(64);
                     }
                 }
-                first += 64;
-            }
-            for (wide, [even, odd]) in wide.iter_mut().zip(narrow) {
-                let both = _mm256_add_epi32(_mm256_madd_epi16(even, ones), _mm256_madd_epi16(odd, ones));
-                *wide = _mm256_add_epi32(*wide, both);
+                for (wide, narrow) in wide.iter_mut().zip(&narrow) {
+                    let both = _mm256_add_epi32(_mm256_madd_epi16(narrow[0], ones), _mm256_madd_epi16(narrow[1], ones));
+                    *wide = _mm256_add_epi32(*wide, both);
+                }
             }
         }
+        let mut sums = [0; ROWS];
+        for (sum, wide) in sums.iter_mut().zip(&wide) {
+            let four = _mm_add_epi32(_mm256_castsi256_si128(*wide), _mm256_extracti128_si256::<1>(*wide));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            *sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)));
+        }
+        found(block, &sums);
     }
-    let mut sums = [0; ROWS];
-    for (sum, wide) in sums.iter_mut().zip(wide) {
-        let mut lanes = [0_i32; 8];
-        // SAFETY: eight lanes.
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), wide) };
-        *sum = lanes.iter().fold(0_i32, |sum, lane| sum.wrapping_add(*lane));
-    }
-    sums
 }

@@ -2,8 +2,6 @@
 //!
 //! The time goes into reading the weights, so they are decoded in registers and never written anywhere.
 
-use std::ops::Range;
-
 use super::operand::{Part, Rows};
 use super::{Job, Place};
 use crate::cpu::Level;
@@ -14,7 +12,21 @@ const MOST: usize = 4;
 /// Columns of the result that are a chunk of work.
 const CHUNK: usize = 64;
 /// Codes in a vector of 256 bits.
-pub(super) const VECTOR: usize = 64;
+const VECTOR: usize = 64;
+
+/// Rows of numbers that packed codes are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Few<'a> {
+    /// What codes stand for: sixteen unsigned bytes.
+    pub table: &'a [u8; 256],
+    /// The rows, as in [`Prepared`], `height` apart.
+    pub numbers: &'a [u8],
+    pub height: usize,
+    /// So many sums of two products fit 16 bits.
+    pub every: usize,
+    /// Bytes of codes that are summed for themselves.
+    pub block: usize,
+}
 
 /// Rows of a as the loop wants them: of every block, in runs of 64 numbers, first those at even places, then the others;
 /// zeros behind a block's end.
@@ -38,33 +50,35 @@ pub(super) fn product(level: Level, job: &Job, out: &Shared<f32>) -> bool {
     }
     let table = b.steps.bytes(Part::Biased(bias));
     let prepared: Vec<Prepared> = (0..a.matrices.len()).map(|matrix| prepare(level, job, matrix, size)).collect();
-    let chunks = n.div_ceil(CHUNK);
+    let (chunks, blocks) = (n.div_ceil(CHUNK), k.div_ceil(size));
     parallel::for_each(a.matrices.len() * chunks, |chunk| {
         let (matrix, first) = (chunk / chunks, chunk % chunks * CHUNK);
         let columns = first..n.min(first + CHUNK);
         let Prepared { numbers, sums } = &prepared[matrix];
-        let height = numbers.len() / m;
-        let weights = |column: usize, inner: Range<usize>| {
-            let start = (b.matrices[matrix] * n + column) * k;
-            &b.codes.bytes()[(start + inner.start) / 2..(start + inner.end) / 2]
+        let few = Few {
+            table: table.table(),
+            numbers,
+            height: numbers.len() / m,
+            every: every as usize,
+            block: size.div_ceil(2),
         };
-        let mut at = 0;
-        for (block, start) in (0..k).step_by(size).enumerate() {
-            let inner = start..k.min(start + size);
-            let mut found = [[0_i32; CHUNK]; MOST];
-            for (j, column) in columns.clone().enumerate() {
-                let of_column = dots(weights(column, inner.clone()), table.table(), &numbers[at..], height, m, every);
-                for i in 0..m {
-                    found[i][j] = of_column[i].wrapping_sub(bias * sums[block * m + i]);
-                }
-            }
-            at += inner.len().next_multiple_of(VECTOR);
-            let place = Place { matrix, rows: 0..m, columns: columns.clone(), block };
-            level.run(
-                #[inline(always)]
-                || job.finish(&place, |i, j| found[i][j] as f32, out),
-            );
+        // By block, row and column.
+        let mut found = vec![0_i32; blocks * m * CHUNK];
+        for (j, column) in columns.clone().enumerate() {
+            let start = (b.matrices[matrix] * n + column) * k / 2;
+            dots(&b.codes.bytes()[start..start + k / 2], &few, m, |place, sum| {
+                found[place * CHUNK + j] = sum.wrapping_sub(bias * sums[place]);
+            });
         }
+        level.run(
+            #[inline(always)]
+            || {
+                for block in 0..blocks {
+                    let place = Place { matrix, rows: 0..m, columns: columns.clone(), block };
+                    job.finish(&place, |i, j| found[(block * m + i) * CHUNK + j] as f32, out);
+                }
+            },
+        );
     });
     true
 }
@@ -101,25 +115,20 @@ fn is_supported(_: Level) -> bool {
     false
 }
 
-/// The products of packed weights with rows of numbers, `height` apart.
+/// The products of packed weights with rows of numbers, by block and row.
 #[cfg(target_arch = "x86_64")]
-fn dots(packed: &[u8], table: &[u8; 256], numbers: &[u8], height: usize, rows: usize, every: i32) -> [i32; MOST] {
+fn dots(packed: &[u8], few: &Few, rows: usize, mut put: impl FnMut(usize, i32)) {
     use super::avx2::dots;
-    let (every, mut found) = (every as usize, [0; MOST]);
-    assert!(numbers.len() >= (rows - 1) * height + (2 * packed.len()).next_multiple_of(VECTOR), "rows of a");
-    // SAFETY: `product` comes here only where the level has AVX2, and the rows are long enough.
+    // SAFETY: `product` comes here only where the level has AVX2, with rows that `prepare` made for such weights.
     unsafe {
         match rows {
-            1 => found[..1].copy_from_slice(&dots::<1>(packed, table, numbers, height, every)),
-            2 => found[..2].copy_from_slice(&dots::<2>(packed, table, numbers, height, every)),
-            3 => found[..3].copy_from_slice(&dots::<3>(packed, table, numbers, height, every)),
-            _ => found = dots::<4>(packed, table, numbers, height, every),
+            1 => dots::<1>(packed, few, |block, sums| put(block, sums[0])),
+            2 => dots::<2>(packed, few, |block, sums| (0..2).for_each(|i| put(2 * block + i, sums[i]))),
+            3 => dots::<3>(packed, few, |block, sums| (0..3).for_each(|i| put(3 * block + i, sums[i]))),
+            _ => dots::<4>(packed, few, |block, sums| (0..4).for_each(|i| put(4 * block + i, sums[i]))),
         }
     }
-    found
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn dots(_: &[u8], _: &[u8; 256], _: &[u8], _: usize, _: usize, _: i32) -> [i32; MOST] {
-    [0; MOST]
-}
+fn dots(_: &[u8], _: &Few, _: usize, _: impl FnMut(usize, i32)) {}

@@ -65,10 +65,10 @@ unsafe fn tile(a: *const u32, b: *const u32, groups: usize, sums: *mut i32, stri
             }
         }
     }
-    for (row, tile) in tile.into_iter().enumerate() {
-        for (v, vector) in tile.into_iter().enumerate() {
+    for (row, tile) in tile.iter().enumerate() {
+        for (v, vector) in tile.iter().enumerate() {
             // SAFETY: the tile is the caller's.
-            unsafe { vst1q_s32(sums.add(row * stride + v * WIDTH), vector) };
+            unsafe { vst1q_s32(sums.add(row * stride + v * WIDTH), *vector) };
         }
     }
 }

@@ -119,8 +119,7 @@ impl Kernel for Twin {
     }
 }
 
-const FORMATS: [&str; 10] =
-    ["int4", "uint4", "int2", "int3", "int8", "uint8", "ternary", "sign", "radix4", "fp4_e2m1"];
+const FORMATS: [&str; 10] = ["int4", "uint4", "int2", "int3", "int8", "uint8", "ternary", "sign", "radix4", "fp4_e2m1"];
 
 #[test]
 fn every_kernel_multiplies_every_pair_of_formats_exactly() {
@@ -136,7 +135,9 @@ fn every_kernel_multiplies_every_pair_of_formats_exactly() {
 #[test]
 fn every_kernel_multiplies_every_shape() {
     for along in [(true, true), (true, false), (false, true), (false, false)] {
-        for shape in [(1, 1, 1), (0, 3, 5), (3, 0, 5), (3, 5, 0), (1, 65, 513), (67, 1, 1025), (129, 131, 70), (33, 66, 1100)] {
+        for shape in
+            [(1, 1, 1), (0, 3, 5), (3, 0, 5), (3, 5, 0), (1, 65, 513), (67, 1, 1025), (129, 131, 70), (33, 66, 1100)]
+        {
             check(("int4", "int4"), shape, along);
             check(("radix4", "int4"), shape, along);
             check(("int8", "uint8"), shape, along);

@@ -113,16 +113,16 @@ macro_rules! tile {
                     let y = [$load(b.add(2 * g * WIDTH).cast()), $load(b.add((2 * g + 1) * WIDTH).cast())];
                     for (row, tile) in tile.iter_mut().enumerate() {
                         let x = $set(*a.add(row * ROOM + g) as i32);
-                        for (vector, y) in tile.iter_mut().zip(y) {
-                            *vector = $dot(*vector, x, y);
+                        for (vector, y) in tile.iter_mut().zip(&y) {
+                            *vector = $dot(*vector, x, *y);
                         }
                     }
                 }
             }
-            for (row, tile) in tile.into_iter().enumerate() {
-                for (v, vector) in tile.into_iter().enumerate() {
+            for (row, tile) in tile.iter().enumerate() {
+                for (v, vector) in tile.iter().enumerate() {
                     // SAFETY: the tile is the caller's.
-                    unsafe { $store(sums.add(row * stride + v * WIDTH).cast(), vector) };
+                    unsafe { $store(sums.add(row * stride + v * WIDTH).cast(), *vector) };
                 }
             }
         }
