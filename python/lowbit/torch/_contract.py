@@ -3,9 +3,9 @@
 float32 holds whole numbers up to 2^24. A sum of products is exact in any order, on any number of threads, with or
 without fused multiply-adds, if the sum of magnitudes stays below 2^24 steps. That is certain for short sums
 (INT4 x INT4: 2^18 terms). For longer ones it is read off the gradient's own magnitudes, and where it does not hold the
-sum is cut into pieces, which are added in order (or, if one part alone is too much, taken in float64). Operands that
-are no whole numbers of steps (block scales) are multiplied as they are: the result then has the error bound of a
-float32 product.
+sum is cut into pieces, which are added in float64 (or, if one part alone is too much, all of it is taken there). So a
+result is the exact sum, rounded once, as that of integers is (`_integer`). Operands that are no whole numbers of steps
+(block scales) are multiplied as they are: the result then has the error bound of a float32 product.
 """
 
 from __future__ import annotations
@@ -77,11 +77,12 @@ def _pieces(masses: Tensor, a: Steps, b: Steps, times: int = 1) -> list[int] | N
 
 
 def _added(products: Iterable[Tensor]) -> Tensor:
-    """Add pieces in order, into the first."""
+    """Add exact pieces, and round once."""
     first, *rest = products
+    total = first.double()
     for product in rest:
-        first += product
-    return first
+        total += product
+    return total.float()
 
 
 #: Terms of one part of a matrix product's sum: few enough for every pair of formats that `steps` lets through.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,6 @@ _LEAST = 2.0**-126
 
 
 @dataclass(frozen=True)
-class Operand:
-    """What a product multiplies."""
-
-    values: Tensor
-    scale: Tensor | None
-    steps: Steps | None
-
-
-@dataclass(frozen=True)
 class Kept:
     """An operand as it is stored: packed codes, scales, and offsets or the scale of the tensor (see `_codes`)."""
 
@@ -42,6 +34,33 @@ class Kept:
     scale: Tensor
     rest: Tensor
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Whole numbers of steps as packed codes of a format: what a product of integers multiplies."""
+
+    packed: Tensor
+    format: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What a product multiplies: numbers, or codes that become numbers when somebody asks for `values`."""
+
+    numbers: Tensor | None
+    scale: Tensor | None
+    steps: Steps | None
+    codes: Codes | None = None
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The numbers, unscaled."""
+        if self.numbers is not None:
+            return self.numbers
+        assert self.codes is not None
+        return _codes.values(self.codes.packed, self.codes.format, self.codes.shape)
 
 
 def nothing(device: torch.device) -> Kept:
@@ -121,16 +140,22 @@ def decode(kept: Kept, spec: Spec, *, axis: int, shape: tuple[int, ...] | None =
     if spec.in_blocks or kept.rest.numel():
         values = _codes.dequantize(kept.packed, spec.format, kept.shape, kept.scale, kept.rest, **groups(spec, axis))
         return Operand(values, None, None)
-    return Operand(_codes.values(kept.packed, spec.format, kept.shape), kept.scale, steps(spec.format))
+    return Operand(None, kept.scale, steps(spec.format), Codes(kept.packed, spec.format, kept.shape))
 
 
 def quantized(
-    x: Tensor, spec: Spec | None, *, axis: int, scale: float | str | None = None, key: lb.Key | None = None
+    x: Tensor,
+    spec: Spec | None,
+    *,
+    axis: int,
+    scale: float | str | None = None,
+    key: lb.Key | None = None,
+    integer: bool = False,
 ) -> Operand:
-    """Round numbers by a spec (or not at all) and make an operand of them."""
+    """Round numbers by a spec (or not at all) and make an operand of them; `integer`: of codes, if it can be."""
     if spec is None:
         return as_is(x)
-    given = _power_of_two(spec, scale)
+    given = None if integer else _power_of_two(spec, scale)
     if given is not None and spec.samples == 1:
         # Times a power of two values stay whole numbers of steps: one pass rounds and scales.
         values = _codes.fake_quantize(x, spec.format, given, rounding=spec.rounding, key=key if spec.random else None)

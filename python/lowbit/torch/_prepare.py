@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ import lowbit as lb
 from lowbit.torch import _compress
 from lowbit.torch import nn as quantized
 from lowbit.torch._site import Site
-from lowbit.torch._spec import Products, Recipe
+from lowbit.torch._spec import COMPUTE, Compute, Products, Recipe
 from lowbit.torch.nn.attention import keep_from_fused
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -46,6 +47,7 @@ def prepare(
     skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
     strict: bool = False,
     compress_activations: bool = False,
+    compute: Compute = "auto",
 ) -> Model:
     """Quantize the layers of a model by a recipe, in place.
 
@@ -64,6 +66,10 @@ def prepare(
         Raise where a layer cannot be converted, in place of a warning.
     compress_activations : bool
         Let batch norms and ReLUs keep a compressed input for their gradient (see ``docs/torch-tools.md``).
+    compute : {"auto", "integer", "float"}
+        What products of whole numbers (INT4, radix-4, ternary, ...) are computed on; all give the same bits.
+        ``"auto"``: integers, from packed codes, where that was measured to be faster; ``"integer"``: wherever the
+        formats allow.
 
     Returns
     -------
@@ -94,6 +100,8 @@ def prepare(
         raise TypeError(
             f"recipe: expected a lowbit.torch.Recipe, such as recipes.sun2020(), got {type(recipe).__name__}"
         )
+    if compute not in COMPUTE:
+        raise lb.Error(f"compute: {compute!r} is none of {', '.join(COMPUTE)}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, Site) for module in model.modules()):
@@ -124,7 +132,9 @@ def prepare(
         )
     outputs = [name for name, _ in model.named_modules() if name.endswith("out_proj") and _matches(name, skipped)]
     for name, module, products in chosen:
-        _convert(module, products, recipe, output=f"{name}.out_proj".lstrip(".") not in outputs)
+        _convert(
+            module, replace(products, compute=compute), recipe, output=f"{name}.out_proj".lstrip(".") not in outputs
+        )
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, Site) for m in module.modules()):
             if type(module) is nn.TransformerEncoderLayer:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import lowbit as lb
-from lowbit.torch import _codes
-from lowbit.torch._contract import Convolution, matmul
+from lowbit.torch import _codes, _integer
+from lowbit.torch._contract import Convolution
 from lowbit.torch._operands import (
     Kept,
     Operand,
@@ -176,7 +176,7 @@ def forward(
             w_kept = encode(w, p.weight, axis=1, key=_fold(drawn, "weight"))
             ws = decode(w_kept, p.weight, axis=1, shape=tuple(w.shape))
         if call.geometry is None:
-            y = matmul(xs.values, ws.values.t(), xs.steps, ws.steps)
+            y = _integer.matmul(p.compute, xs, ws, turn_b=True)
         else:
             # What goes in with channels last comes out so.
             last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
@@ -248,7 +248,13 @@ def _weight_again(w: Tensor, kept: Kept, call: Call, turn: Rotation | None, key:
 
 
 def _gradient(
-    g: Tensor, spec: Spec | None, grad_scale: Tensor | None, grad_max: Tensor | None, axis: int, key: lb.Key | None
+    g: Tensor,
+    spec: Spec | None,
+    grad_scale: Tensor | None,
+    grad_max: Tensor | None,
+    axis: int,
+    key: lb.Key | None,
+    integer: bool,
 ) -> Operand:
     """Make an operand of dL/dy."""
     if spec is None:
@@ -262,7 +268,7 @@ def _gradient(
         largest = np.float32(grad_max.item())
         # Before the first step there is only the present maximum.
         scale = _given(largest / np.float32(spec.record.reference)) if largest > 0 else "amax"
-    return _folded(quantized(g, spec, axis=axis, scale=scale, key=key))
+    return _folded(quantized(g, spec, axis=axis, scale=scale, key=key, integer=integer))
 
 
 def _look(g: Tensor, call: Call, record: Tensor) -> bool:
@@ -310,26 +316,29 @@ def backward(
         for_input: Operand | None = None
         if needs[0] or needs[3]:
             turned = _turned(g, turn, 1, drawn)
-            for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"))
+            ws = _weight_again(w, w_kept, call, turn, drawn)
+            integer = geometry is None and _integer.expected(p.compute, p.grad_input, ws, len(g))
+            for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"), integer)
             if call.recording:
                 _note(record, _GRAD, turned, for_input, p.grad_input)
-            ws = _weight_again(w, w_kept, call, turn, drawn)
             if geometry is None:
-                dx = matmul(for_input.values, ws.values, for_input.steps, ws.steps)
+                dx = _integer.matmul(p.compute, for_input, ws)
             else:
                 dx = geometry.grad_input(torch.Size(shape), for_input.values, ws.values, for_input.steps, ws.steps)
             dx = rescaled(dx, for_input, ws)
         xs = None
         if needs[1]:
+            xs = _input_again(x, x_kept, p, drawn)
             for_weight = for_input if turn is None and _same(p) else None
             if for_weight is None:
                 turned = _turned(g, p.rotate_weight, 0, drawn)
-                for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, _fold(drawn, "grad_weight"))
+                integer = geometry is None and _integer.expected(p.compute, p.grad_weight, xs, g.shape[1])
+                key_again = _fold(drawn, "grad_weight")
+                for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, key_again, integer)
                 if call.recording and for_input is None:
                     _note(record, _GRAD, turned, for_weight, p.grad_weight)
-            xs = _input_again(x, x_kept, p, drawn)
             if geometry is None:
-                dw = matmul(for_weight.values.t(), xs.values, for_weight.steps, xs.steps)
+                dw = _integer.matmul(p.compute, for_weight, xs, turn_a=True)
             else:
                 dw = geometry.grad_weight(w.shape, for_weight.values, xs.values, for_weight.steps, xs.steps)
             if p.weight is not None and p.weight.clips:

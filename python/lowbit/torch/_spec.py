@@ -11,6 +11,8 @@ from typing import Any, Literal
 import lowbit as lb
 
 Per = Literal["tensor", "channel", "token", "block", "tile"]
+Compute = Literal["auto", "integer", "float"]
+COMPUTE: tuple[str, ...] = ("auto", "integer", "float")
 
 #: Scales that belong to training: the learned clip of PACT; the voted power of two; the maximum of earlier steps.
 STATEFUL = ("pact", "gradscale", "hindsight")
@@ -178,6 +180,10 @@ class Products:
         How the weight is quantized for ``dL/dx`` and the input for ``dL/dW``. None: the codes of the forward product.
     rotate_input, rotate_weight : Rotation, optional
         Of both operands of ``dL/dx`` and of ``dL/dW``, which are then quantized again (float32 where no spec says how).
+    compute : {"auto", "integer", "float"}
+        What products of whole numbers are computed on: integers read off the packed codes, or float32. They give the
+        same bits. ``"auto"``: integers where that was measured to be faster, by the machine and the sizes;
+        ``"integer"``: wherever the formats allow. Products of other numbers (block scales) are float32 in any case.
     """
 
     weight: Spec | None = None
@@ -188,8 +194,10 @@ class Products:
     input_again: Spec | None = None
     rotate_input: Rotation | None = None
     rotate_weight: Rotation | None = None
+    compute: Compute = "auto"
 
     def __post_init__(self) -> None:
+        _one_of(self.compute, "compute", COMPUTE)
         for name, spec in self.specs():
             gradient = name.startswith("grad_")
             if spec.scale in ("gradscale", "hindsight") and not gradient:
@@ -244,9 +252,10 @@ class Products:
     @lru_cache(maxsize=1024)
     def parse(text: str) -> Products:
         """Read what `text` wrote."""
-        made: dict[str, Any] = {
-            name: (Rotation if name.startswith("rotate_") else Spec)(**part) for name, part in json.loads(text).items()
-        }
+        made: dict[str, Any] = json.loads(text)
+        for name, part in made.items():
+            if isinstance(part, dict):
+                made[name] = (Rotation if name.startswith("rotate_") else Spec)(**part)
         return Products(**made)
 
     def with_input(self, spec: Spec | None) -> Products:

@@ -1,0 +1,59 @@
+"""Products of whole numbers read off their packed codes: integers to the end, then one rounding to float32.
+
+The result is that of `_contract`, bit for bit; which of the two is used is a matter of time alone.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from lowbit import _core
+from lowbit.torch import _contract
+from lowbit.torch._operands import Codes, Operand
+from lowbit.torch._options import on_core
+from lowbit.torch._spec import Spec
+
+#: Kernels that were measured to be faster than float32, from so many rows, columns and terms on.
+_FASTER = ("avx2", "avx-vnni", "avx512-vnni", "amx")
+_LEAST = 64
+
+
+def matmul(compute: str, a: Operand, b: Operand, *, turn_a: bool = False, turn_b: bool = False) -> Tensor:
+    """Multiply two matrices, either one transposed first, to float32."""
+    if a.codes is not None and b.codes is not None and on_core(a.codes.packed):
+        (m, k), (terms, n) = _turned(a.codes, turn_a), _turned(b.codes, turn_b)
+        if k == terms and _chosen(compute, a.codes.format, b.codes.format, m, k, n):
+            y = torch.empty(m, n)
+            _core.code_product(*_flat(a.codes), turn_a, *_flat(b.codes), turn_b, y.numpy())
+            return y
+    x, y = (operand.values.t() if turn else operand.values for operand, turn in ((a, turn_a), (b, turn_b)))
+    return _contract.matmul(x, y, a.steps, b.steps)
+
+
+def expected(compute: str, spec: Spec | None, b: Operand, rows: int) -> bool:
+    """Say whether numbers of a spec will be multiplied with b as integers: then they had better be codes."""
+    if spec is None or spec.samples > 1 or spec.per != "tensor" or spec.in_blocks or b.codes is None:
+        return False
+    if not on_core(b.codes.packed):
+        return False
+    return _chosen(compute, spec.format, b.codes.format, rows, *b.codes.shape)
+
+
+def _flat(codes: Codes) -> tuple[object, str, int, int]:
+    return codes.packed.numpy(), codes.format, *codes.shape
+
+
+def _turned(codes: Codes, turn: bool) -> tuple[int, int]:
+    rows, columns = codes.shape
+    return (columns, rows) if turn else (rows, columns)
+
+
+@lru_cache(maxsize=4096)
+def _chosen(compute: str, a: str, b: str, m: int, k: int, n: int) -> bool:
+    """Decide for integers: where they can be had, and where that is asked for or faster."""
+    if compute == "float" or not (_core.multiplies(a) and _core.multiplies(b)):
+        return False
+    return compute == "integer" or (_core.gemm_kernel() in _FASTER and min(m, k, n) >= _LEAST)

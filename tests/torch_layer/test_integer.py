@@ -1,0 +1,164 @@
+"""Products of integers, read off packed codes, give the bits that products of floats give."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lowbit as lb
+import lowbit.torch
+from lowbit import _core
+from lowbit.torch import Products, Recipe, _integer, recipes
+from lowbit.torch import nn as quantized
+from torch_layer.layer_support import RECIPES, normal
+
+#: How many of a hidden layer's three products are integers.
+INTEGER = {
+    "int4_rescaled": 0,  # offsets
+    "int4_forward": 1,
+    "sun2020": 3,
+    "sun2020, one phase": 3,
+    "sun2020, amax": 3,
+    "sun2020, fixed": 3,
+    "sun2020, fp8 dW": 2,
+    "sun2020, base 2": 3,
+    "sun2020, base 8": 1,  # gradients have 2^18 steps
+    "luq": 3,
+    "luq, two samples": 1,
+    "luq, in hindsight": 3,
+    "mxfp4": 0,
+    "nvfp4": 0,
+    "nvfp4, unrotated": 0,
+    "ternary": 1,
+    "binary": 1,
+    "lp": 0,
+}
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the core was asked to multiply, and what it gave."""
+    asked: list[tuple[Any, ...]] = []
+    plain = _core.code_product
+
+    def noted(*arguments: Any) -> None:
+        plain(*arguments)
+        asked.append((*arguments[:-1], arguments[-1].copy()))
+
+    monkeypatch.setattr(_core, "code_product", noted)
+    return asked
+
+
+def network() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 33), nn.ReLU(), nn.Linear(33, 7))
+
+
+def trained(model: nn.Module, inputs: list[Tensor], *, scale: float = 1.0) -> list[Tensor]:
+    """Three steps, and all that they changed."""
+    torch.manual_seed(6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    seen = []
+    for batch in inputs:
+        optimizer.zero_grad()
+        x = batch.clone().requires_grad_()
+        y = model(x)
+        y = y[0] if isinstance(y, tuple) else y
+        ((y - 1) ** 2 * scale).sum().backward()
+        optimizer.step()
+        assert x.grad is not None
+        seen += [y.detach(), x.grad]
+    return [*seen, *(p.detach() for p in model.parameters())]
+
+
+def compare(model: nn.Module, recipe: Recipe, inputs: list[Tensor], **options: Any) -> None:
+    recipe = replace(recipe, first=recipe.inner, last=recipe.inner)
+    ways = [
+        trained(lowbit.torch.prepare(copy.deepcopy(model), recipe, compute=compute), inputs, **options)
+        for compute in ("float", "integer")
+    ]
+    for one, other in zip(*ways, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_to_the_same_bits(recipe: str, products: list[tuple[Any, ...]]) -> None:
+    compare(network(), RECIPES[recipe](), [normal(19, 40, seed=s) for s in range(3)])
+    assert len(products) == 3 * 3 * INTEGER[recipe]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_too(dtype: torch.dtype) -> None:
+    compare(network().to(dtype), recipes.sun2020(), [normal(9, 40, seed=s).to(dtype) for s in range(2)])
+
+
+def test_sums_beyond_what_float32_holds_are_rounded_once(products: list[tuple[Any, ...]]) -> None:
+    """Inputs that are alike, and gradients nearly all as large as radix-4 numbers get: sums pass 2^24 steps."""
+    model = nn.Sequential(nn.Linear(1200, 130))
+    compare(model, recipes.sun2020(scaling=2.0**4), [torch.rand(1100, 1200) for _ in range(2)], scale=40.0)
+    largest = max(float(abs(arguments[-1]).max()) for arguments in products if arguments[1] == "radix4_odd")
+    assert largest / lb.get_format("radix4_odd").smallest > 2**24
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    x = normal(9, 40)
+    x[3, 4] = bad
+    compare(network(), recipes.sun2020(), [normal(9, 40), x])
+    compare(network(), recipes.luq(), [normal(9, 40), x])
+
+
+def test_an_lstm_and_attention() -> None:
+    compare(nn.LSTM(24, 17, num_layers=2), recipes.sun2020(), [normal(5, 6, 24, seed=s) for s in range(2)])
+    layer = nn.TransformerEncoderLayer(32, 4, 40, dropout=0.0, batch_first=True)
+    compare(nn.Sequential(layer), recipes.sun2020(), [normal(3, 5, 32, seed=s) for s in range(2)])
+
+
+def test_a_frozen_model_multiplies_its_packed_codes(products: list[tuple[Any, ...]]) -> None:
+    frozen = []
+    for compute in ("float", "integer"):
+        model = lowbit.torch.prepare(network(), recipes.sun2020(), compute=compute)  # type: ignore[arg-type]
+        trained(model, [normal(9, 40)])
+        products.clear()
+        frozen.append(lowbit.torch.freeze(model.eval())(normal(1, 40)))
+    assert len(products) == 1
+    assert torch.equal(*frozen)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_compiled_layer_multiplies_integers(products: list[tuple[Any, ...]]) -> None:
+    recipe = recipes.int4_forward()
+    model = lowbit.torch.prepare(network(), recipe, compute="integer")
+    want = trained(copy.deepcopy(model), [normal(9, 40)])
+    model(normal(9, 40))  # where PACT starts
+    count = len(products)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled(normal(9, 40))
+    assert len(products) == count + 1
+    assert torch.equal(compiled(normal(9, 40)), want[0])
+
+
+def test_auto_takes_integers_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(kernel: str, m: int, k: int, n: int) -> bool:
+        monkeypatch.setattr(_core, "gemm_kernel", lambda: kernel)
+        _integer._chosen.cache_clear()
+        return _integer._chosen("auto", "int4_symmetric", "uint4", m, k, n)
+
+    assert chosen("avx2", 512, 512, 512)
+    assert not chosen("avx2", 4, 8, 512)
+    assert not chosen("portable", 512, 512, 512)
+    _integer._chosen.cache_clear()
+
+
+def test_another_compute_is_refused() -> None:
+    with pytest.raises(lb.Error, match="compute: 'int' is none of auto, integer, float"):
+        lowbit.torch.prepare(network(), recipes.sun2020(), compute="int")  # type: ignore[arg-type]
+    with pytest.raises(lb.Error, match="compute"):
+        Products(compute="fast")  # type: ignore[arg-type]
+    layer = quantized.Linear(4, 4, products=Products(compute="float"))
+    assert layer.site.products.compute == "float"
