@@ -27,7 +27,11 @@ def matmul(compute: str, a: Operand, b: Operand, *, turn_a: bool = False, turn_b
         (m, k), (terms, n) = _turned(a.codes, turn_a), _turned(b.codes, turn_b)
         if k == terms and _chosen(compute, a.codes.format, b.codes.format, m, k, n):
             y = torch.empty(m, n)
-            _core.code_product(*_flat(a.codes), turn_a, *_flat(b.codes), turn_b, y.numpy())
+            _core.code_product(
+                *(a.codes.packed.numpy(), a.codes.format, *a.codes.shape, turn_a),
+                *(b.codes.packed.numpy(), b.codes.format, *b.codes.shape, turn_b),
+                y.numpy(),
+            )
             return y
     x, y = (operand.values.t() if turn else operand.values for operand, turn in ((a, turn_a), (b, turn_b)))
     return _contract.matmul(x, y, a.steps, b.steps)
@@ -40,10 +44,6 @@ def expected(compute: str, spec: Spec | None, b: Operand, rows: int) -> bool:
     if not on_core(b.codes.packed):
         return False
     return _chosen(compute, spec.format, b.codes.format, rows, *b.codes.shape)
-
-
-def _flat(codes: Codes) -> tuple[object, str, int, int]:
-    return codes.packed.numpy(), codes.format, *codes.shape
 
 
 def _turned(codes: Codes, turn: bool) -> tuple[int, int]:

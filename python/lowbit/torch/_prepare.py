@@ -47,7 +47,7 @@ def prepare(
     skip: str | type[nn.Module] | Iterable[str | type[nn.Module]] = (),
     strict: bool = False,
     compress_activations: bool = False,
-    compute: Compute = "auto",
+    compute: Compute | None = None,
 ) -> Model:
     """Quantize the layers of a model by a recipe, in place.
 
@@ -66,10 +66,10 @@ def prepare(
         Raise where a layer cannot be converted, in place of a warning.
     compress_activations : bool
         Let batch norms and ReLUs keep a compressed input for their gradient (see ``docs/torch-tools.md``).
-    compute : {"auto", "integer", "float"}
+    compute : {"auto", "integer", "float"}, optional
         What products of whole numbers (INT4, radix-4, ternary, ...) are computed on; all give the same bits.
         ``"auto"``: integers, from packed codes, where that was measured to be faster; ``"integer"``: wherever the
-        formats allow.
+        formats allow. Default: as the recipe's products say, which is ``"auto"``.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def prepare(
         raise TypeError(
             f"recipe: expected a lowbit.torch.Recipe, such as recipes.sun2020(), got {type(recipe).__name__}"
         )
-    if compute not in COMPUTE:
+    if compute not in (None, *COMPUTE):
         raise lb.Error(f"compute: {compute!r} is none of {', '.join(COMPUTE)}")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -132,9 +132,8 @@ def prepare(
         )
     outputs = [name for name, _ in model.named_modules() if name.endswith("out_proj") and _matches(name, skipped)]
     for name, module, products in chosen:
-        _convert(
-            module, replace(products, compute=compute), recipe, output=f"{name}.out_proj".lstrip(".") not in outputs
-        )
+        own = products if compute is None else replace(products, compute=compute)
+        _convert(module, own, recipe, output=f"{name}.out_proj".lstrip(".") not in outputs)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, Site) for m in module.modules()):
             if type(module) is nn.TransformerEncoderLayer:
