@@ -9,7 +9,7 @@ WHEEL     = build/wheel
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL = help
-.PHONY: help demo demo-torch test cargo-test pytest test-torch test-flower test-peers check fmt lint types types-torch types-flower doc bench bench-torch bench-ddp experiments experiments-theory experiments-pays experiments-torch experiments-federated experiments-ddp fuzz golden tables clean
+.PHONY: help demo demo-torch test cargo-test pytest test-torch test-flower test-peers check fmt lint types types-torch types-flower doc bench bench-torch bench-ddp experiments experiments-theory experiments-pays experiments-torch experiments-federated experiments-ddp experiments-speed4bit fuzz golden tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -169,6 +169,8 @@ experiments-federated: $(FLOWER)/.installed  ## ten clients in Flower's engine, 
 
 experiments-ddp: $(TORCH)/.data  ## train on 2 and 4 ranks in few bits: docs/results/distributed.md (over an hour; resumable)
 	$(TORCH)/bin/python experiments/ddp all
+experiments-speed4bit: $(TORCH)/.data  ## time training steps and inference in 4 bits and in float32: docs/results/speed4bit.md (15 minutes)
+	$(TORCH)/bin/python experiments/speed4bit
 
 # Half of the time for each target. Coverage counters are the target's alone (--target), not those of build scripts.
 FUZZ_FLAGS = -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
