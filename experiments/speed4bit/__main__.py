@@ -57,7 +57,7 @@ def cases(options: argparse.Namespace) -> Any:
         lb.set_num_threads(threads)
         calls = {name: make(case, name) for name in names}
         times, note = watched(lambda: clocks.alternate(calls, options.seconds))
-        row = {"kernel": _core.gemm_kernel(), "ms": times, "note": note}
+        row = {"kernel": _core.matmul_kernel(), "ms": times, "note": note}
         joules = {name: clocks.energy(call, options.seconds / 4) for name, call in calls.items()}
         return row | ({"mj": joules} if None not in joules.values() else {})
 
@@ -78,7 +78,7 @@ def cases(options: argparse.Namespace) -> Any:
         def shares(case: plan.Case = case) -> dict[str, Any]:
             torch.set_num_threads(1)
             lb.set_num_threads(1)
-            return {"kernel": _core.gemm_kernel(), "parts": clocks.shares(case, 10)}
+            return {"kernel": _core.matmul_kernel(), "parts": clocks.shares(case, 10)}
 
         yield key, shares
 

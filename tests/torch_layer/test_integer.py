@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,19 @@ INTEGER = {
     "binary": 1,
     "lp": 0,
 }
+
+
+@pytest.mark.parametrize("format", [*lb.formats(), "table(-3,0,3,6)", "radix(8,3)", "fixed(4,1)"])
+def test_what_is_said_to_be_multiplied_is(format: str) -> None:
+    fmt = lb.get_format(format)
+    packed = np.zeros((3 * fmt.bits + 7) // 8, np.uint8) if fmt.coded else np.zeros(6, np.uint8)
+    b, out = np.zeros(2, np.uint8), np.empty((1, 1), np.float32)
+    arguments = (packed, fmt.name, 1, 3, False, b, "int4", 3, 1, False, out)
+    if _integer.multiplies(fmt.name):
+        _core.code_product(*arguments)
+    else:
+        with pytest.raises((lb.Error, TypeError)):
+            _core.code_product(*arguments)
 
 
 @pytest.fixture
@@ -145,7 +159,7 @@ def test_a_compiled_layer_multiplies_integers(products: list[tuple[Any, ...]]) -
 
 def test_auto_takes_integers_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(kernel: str, m: int, k: int, n: int) -> bool:
-        monkeypatch.setattr(_core, "gemm_kernel", lambda: kernel)
+        monkeypatch.setattr(_core, "matmul_kernel", lambda: kernel)
         _integer._chosen.cache_clear()
         return _integer._chosen("auto", "int4_symmetric", "uint4", m, k, n)
 

@@ -5,11 +5,14 @@ The result is that of `_contract`, bit for bit; which of the two is used is a ma
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
+import lowbit as lb
 from lowbit import _core
 from lowbit.torch import _contract
 from lowbit.torch._operands import Codes, Operand
@@ -51,9 +54,18 @@ def _turned(codes: Codes, turn: bool) -> tuple[int, int]:
     return (columns, rows) if turn else (rows, columns)
 
 
+@lru_cache(maxsize=256)
+def multiplies(format: str) -> bool:
+    """Say whether a format's codes can be multiplied as integers: all whole numbers of steps of a power of two."""
+    fmt = lb.get_format(format)
+    if fmt.bits > 8 or not fmt.coded or not np.isfinite(fmt.decode_table).all():
+        return False
+    return _contract.steps(format) is not None and math.frexp(fmt.smallest)[0] == 0.5
+
+
 @lru_cache(maxsize=4096)
 def _chosen(compute: str, a: str, b: str, m: int, k: int, n: int) -> bool:
     """Decide for integers: where they can be had, and where that is asked for or faster."""
-    if compute == "float" or not (_core.multiplies(a) and _core.multiplies(b)):
+    if compute == "float" or not (multiplies(a) and multiplies(b)):
         return False
-    return compute == "integer" or (_core.gemm_kernel() in _FASTER and min(m, k, n) >= _LEAST)
+    return compute == "integer" or (_core.matmul_kernel() in _FASTER and min(m, k, n) >= _LEAST)
