@@ -84,12 +84,11 @@ pub(super) fn product(level: Level, job: &Job, out: &Shared<f32>) -> bool {
 }
 
 fn prepare(level: Level, job: &Job, matrix: usize, size: usize) -> Prepared {
-    let (codes, m, k) = (&job.a.codes, job.a.codes.lines, job.a.codes.inner);
+    let ((codes, start), m, k) = (job.a.matrix(matrix), job.a.codes.lines, job.a.codes.inner);
     let plane = job.a.steps.bytes(Part::Biased(0));
     let (mut numbers, mut sums, mut rows) = (vec![], vec![0; k.div_ceil(size) * m], Rows::default());
     let mut line = vec![0_u8; k];
     for row in 0..m {
-        let start = job.a.matrices[matrix] * m * k;
         codes.line(level, start, row, &plane, &mut line, &mut rows);
         for (block, line) in line.chunks(size).enumerate() {
             sums[block * m + row] = line.iter().map(|number| i32::from(*number as i8)).sum();

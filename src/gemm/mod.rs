@@ -9,6 +9,7 @@
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod block;
 mod few;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
@@ -21,15 +22,14 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
-use kernel::{Kernel, Lanes, ROOM};
+use kernel::{Kernel, Lanes};
+use operand::Part;
 pub use operand::{Codes, Steps};
-use operand::{Lane, Layout, Part, Plane, Rows, pack};
 use scale::Columns;
 pub use scale::{Scale, Scaling};
 
@@ -42,6 +42,13 @@ pub struct Operand<'a> {
     pub steps: &'a Steps,
     /// Which of them each matrix of the result is made of.
     pub matrices: &'a [usize],
+}
+
+impl Operand<'_> {
+    /// The matrix that a matrix of the result is made of: the codes, and the first one's number.
+    fn matrix(&self, matrix: usize) -> (&Codes<'_>, usize) {
+        (&self.codes, self.matrices[matrix] * self.codes.lines * self.codes.inner)
+    }
 }
 
 /// The name of the kernel in use.
@@ -105,9 +112,13 @@ fn product_by(
         let (matrix, place) = (chunk / (across * down), chunk % (across * down));
         let (row, column) = (place / across * job.rows, place % across * job.columns);
         let (rows, columns) = (row..m.min(row + job.rows), column..n.min(column + job.columns));
+        let place = Place { matrix, rows, columns, block: 0 };
         level.run(
             #[inline(always)]
-            || job.block(level, matrix, rows, columns, &out),
+            || match job.lanes {
+                Lanes::Bytes { .. } => job.block::<u8>(level, place, &out),
+                Lanes::Words => job.block::<u16>(level, place, &out),
+            },
         );
     });
     Ok(())
@@ -185,137 +196,6 @@ impl<'a> Job<'a> {
         let (rows, columns) = (rows.next_multiple_of(tile_rows), columns.next_multiple_of(tile_columns));
         Job { kernel, a, b, scaling, lanes, bias, passes, exact, rows, columns }
     }
-
-    #[inline(always)]
-    fn block(&self, level: Level, matrix: usize, rows: Range<usize>, columns: Range<usize>, out: &Shared<f32>) {
-        match self.lanes {
-            Lanes::Bytes { .. } => {
-                self.block_of(level, matrix, rows, columns, out, Steps::bytes, |space| &mut space.bytes);
-            }
-            Lanes::Words => {
-                self.block_of(level, matrix, rows, columns, out, |steps, _| steps.words(), |space| &mut space.words);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn block_of<T: Lane>(
-        &self,
-        level: Level,
-        matrix: usize,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        out: &Shared<f32>,
-        plane: impl Fn(&Steps, Part) -> Plane<T>,
-        rows_of: impl Fn(&mut Space) -> &mut Rows<T>,
-    ) {
-        let k = self.a.codes.inner;
-        let (tile_rows, tile_columns) = self.kernel.tile_shape();
-        let stride = columns.len().next_multiple_of(tile_columns);
-        let planes: Vec<_> =
-            self.passes.iter().map(|pass| (plane(self.a.steps, pass.a), plane(self.b.steps, pass.b))).collect();
-        let mut space = Space::take();
-        let mut lines = std::mem::take(rows_of(&mut space));
-        {
-            let height = rows.len().next_multiple_of(tile_rows);
-            let a_panels = aligned(&mut space.a, height * ROOM);
-            let b_panels = aligned(&mut space.b, stride * ROOM);
-            let sums = aligned(&mut space.sums, height * stride);
-            let excess = aligned(&mut space.excess, stride);
-            let of_a = |matrix: usize| (&self.a.codes, self.a.matrices[matrix] * self.a.codes.lines * k);
-            let of_b = |matrix: usize| (&self.b.codes, self.b.matrices[matrix] * self.b.codes.lines * k);
-            let scaled = self.scaling.block().unwrap_or(k).max(1);
-            let cut = self.exact < scaled;
-            let wide = &mut space.wide;
-            wide.clear();
-            wide.resize(if cut { sums.len() } else { 0 }, 0_i64);
-            let room = ROOM * T::GROUP;
-            // Small blocks are packed many at a time, where they begin with a group.
-            let multiple = self.kernel.groups() * T::GROUP;
-            let whole = scaled.is_multiple_of(multiple) && (!cut || self.exact.is_multiple_of(multiple));
-            let together = self.passes.len() == 1 && scaled <= room && whole;
-            let span = if together { room - room % scaled } else { room };
-            let mut packed = 0..0;
-            let mut first = 0;
-            while first < k {
-                let end = k.min(first + scaled);
-                wide.fill(0);
-                let mut from = first;
-                while from < end {
-                    let to = end.min(from + self.exact);
-                    sums.fill(0);
-                    excess.fill(0);
-                    for (pass, (plane_a, plane_b)) in self.passes.iter().zip(&planes) {
-                        if pass.shift > 0 {
-                            sums.iter_mut().for_each(|sum| *sum <<= pass.shift);
-                        }
-                        let mut at = from;
-                        while at < to {
-                            let next = to.min(at + room);
-                            if !(together && packed.contains(&at)) {
-                                packed = at..if together { k.min(at + span) } else { next };
-                                let groups = packed.len().next_multiple_of(multiple) / T::GROUP;
-                                let layout = Layout { width: usize::MAX, panel: 0, line: ROOM, group: 1 };
-                                let part = (rows.clone(), packed.clone());
-                                pack(level, of_a(matrix), plane_a, part, groups, layout, &mut lines, a_panels);
-                                let panel = ROOM * tile_columns;
-                                let layout = Layout { width: tile_columns, panel, line: 1, group: tile_columns };
-                                let part = (columns.clone(), packed.clone());
-                                pack(level, of_b(matrix), plane_b, part, groups, layout, &mut lines, b_panels);
-                            }
-                            let skip = (at - packed.start) / T::GROUP;
-                            let groups = (next - at).next_multiple_of(multiple) / T::GROUP;
-                            for (p, b) in b_panels.chunks_exact(ROOM * tile_columns).enumerate() {
-                                let b = &b[skip * tile_columns..(skip + groups) * tile_columns];
-                                if self.bias != 0 {
-                                    add_columns(b, self.bias, &mut excess[p * tile_columns..][..tile_columns]);
-                                }
-                                let sums = &mut sums[p * tile_columns..];
-                                for i in (0..height).step_by(tile_rows) {
-                                    let (a, sums) = (&a_panels[i * ROOM + skip..], &mut sums[i * stride..]);
-                                    // SAFETY: the kernel is of this CPU; both panels hold `groups` groups from here,
-                                    // and the sums are a multiple of tiles.
-                                    unsafe {
-                                        let (a, b, sums) = (a.as_ptr(), b.as_ptr(), sums.as_mut_ptr());
-                                        self.kernel.tile(self.lanes, a, b, groups, sums, stride);
-                                    }
-                                }
-                            }
-                            at = next;
-                        }
-                    }
-                    if cut {
-                        for (wide, sums) in wide.chunks_exact_mut(stride).zip(sums.chunks_exact(stride)) {
-                            for ((wide, sum), excess) in wide.iter_mut().zip(sums).zip(&*excess) {
-                                *wide += i64::from(sum.wrapping_sub(*excess));
-                            }
-                        }
-                    }
-                    from = to;
-                }
-                let place = Place { matrix, rows: rows.clone(), columns: columns.clone(), block: first / scaled };
-                if cut {
-                    self.finish(&place, |i, j| wide[i * stride + j] as f32, out);
-                } else {
-                    self.finish(&place, |i, j| sums[i * stride + j].wrapping_sub(excess[j]) as f32, out);
-                }
-                first = end;
-            }
-        }
-        *rows_of(&mut space) = lines;
-        space.give();
-    }
-}
-
-/// Adds the sums of columns of a panel of bytes, times the bias of what multiplies them.
-#[inline(always)]
-fn add_columns(panel: &[u32], bias: i32, excess: &mut [i32]) {
-    for row in panel.chunks_exact(excess.len()) {
-        for (excess, group) in excess.iter_mut().zip(row) {
-            let byte = |i: u32| (*group << (24 - 8 * i)) as i32 >> 24;
-            *excess = excess.wrapping_add(bias * (byte(0) + byte(1) + byte(2) + byte(3)));
-        }
-    }
 }
 
 /// Where in the result numbers belong.
@@ -368,41 +248,4 @@ impl Job<'_> {
             }
         }
     }
-}
-
-/// Memory of a thread, kept for its next block.
-#[derive(Default)]
-struct Space {
-    a: Vec<u32>,
-    b: Vec<u32>,
-    sums: Vec<i32>,
-    excess: Vec<i32>,
-    wide: Vec<i64>,
-    bytes: Rows<u8>,
-    words: Rows<u16>,
-}
-
-thread_local! {
-    static SPACE: Cell<Option<Box<Space>>> = const { Cell::new(None) };
-}
-
-impl Space {
-    fn take() -> Box<Space> {
-        SPACE.take().unwrap_or_default()
-    }
-
-    fn give(self: Box<Space>) {
-        SPACE.set(Some(self));
-    }
-}
-
-/// `n` numbers of four bytes that start with a cache line, in `memory`.
-fn aligned<T: Copy + Default>(memory: &mut Vec<T>, n: usize) -> &mut [T] {
-    const LINE: usize = 64;
-    let most = LINE / size_of::<T>();
-    if memory.len() < n + most {
-        memory.resize(n + most, T::default());
-    }
-    let skip = memory.as_ptr().align_offset(LINE).min(most);
-    &mut memory[skip..skip + n]
 }

@@ -1,5 +1,8 @@
 //! Operands: packed codes as whole numbers of steps, and how they become panels.
 
+use std::ops::Range;
+
+use super::block::Space;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::formats::Format;
@@ -30,7 +33,7 @@ impl Steps {
             let steps = value / unit;
             steps.abs() <= MOST && steps as i32 as f32 == steps
         };
-        let power_of_two = unit.to_bits() & 0x007f_ffff == 0 && unit.is_normal();
+        let power_of_two = unit.is_normal() && unit.to_bits().trailing_zeros() >= 23;
         let values = if format.coded && format.bits <= 8 { format.decode_table() } else { vec![] };
         if values.is_empty() || !power_of_two || !values.iter().all(whole) {
             return Err(Error::argument(
@@ -77,11 +80,6 @@ impl Steps {
                 Part::High => ((steps - i32::from(low)) >> 8) as u8,
             }
         })
-    }
-
-    /// 16-bit numbers by code.
-    pub(super) fn words(&self) -> Plane<u16> {
-        Plane::new(self.bits, |code| self.table[code] as u16)
     }
 }
 
@@ -161,6 +159,12 @@ pub(super) trait Lane: Copy + Default + PartialEq {
     /// So many make 32 bits.
     const GROUP: usize;
 
+    /// What of the numbers of a format these hold.
+    fn plane(steps: &Steps, part: Part) -> Plane<Self>;
+
+    /// A thread's memory for rows of them.
+    fn rows(space: &mut Space) -> &mut Rows<Self>;
+
     /// 32 bits of so many lanes, the first lowest.
     fn join(lanes: [Self; 4]) -> u32;
 
@@ -170,6 +174,15 @@ pub(super) trait Lane: Copy + Default + PartialEq {
 
 impl Lane for u8 {
     const GROUP: usize = 4;
+
+    fn plane(steps: &Steps, part: Part) -> Plane<u8> {
+        steps.bytes(part)
+    }
+
+    fn rows(space: &mut Space) -> &mut Rows<u8> {
+        &mut space.bytes
+    }
+
     #[inline(always)]
     fn join(lanes: [u8; 4]) -> u32 {
         u32::from_le_bytes(lanes)
@@ -188,6 +201,15 @@ impl Lane for u8 {
 
 impl Lane for u16 {
     const GROUP: usize = 2;
+
+    fn plane(steps: &Steps, _: Part) -> Plane<u16> {
+        Plane::new(steps.bits, |code| steps.table[code] as u16)
+    }
+
+    fn rows(space: &mut Space) -> &mut Rows<u16> {
+        &mut space.words
+    }
+
     #[inline(always)]
     fn join(lanes: [u16; 4]) -> u32 {
         u32::from(lanes[0]) | u32::from(lanes[1]) << 16
@@ -239,6 +261,8 @@ impl<T: Lane> Plane<T> {
 /// Where group `g` of line `o` is in panels: `(o / width) * panel + (o % width) * line + g * group`.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
+    /// How many groups there are.
+    pub groups: usize,
     pub width: usize,
     pub panel: usize,
     pub line: usize,
@@ -253,19 +277,18 @@ pub(super) struct Rows<T> {
     groups: Vec<u32>,
 }
 
-/// Decodes a part of a matrix whose codes start at `start` into panels, zeros behind its end up to `groups`.
+/// Decodes a part of a matrix whose codes start at `start` into panels, zeros behind its end.
 #[inline(always)]
 pub(super) fn pack<T: Lane>(
     level: Level,
     (codes, start): (&Codes, usize),
     plane: &Plane<T>,
-    (lines, inner): (std::ops::Range<usize>, std::ops::Range<usize>),
-    groups: usize,
+    (lines, inner): (Range<usize>, Range<usize>),
     layout: Layout,
     rows: &mut Rows<T>,
     panels: &mut [u32],
 ) {
-    let count = lines.len();
+    let (count, groups) = (lines.len(), layout.groups);
     if codes.along {
         rows.numbers.clear();
         rows.numbers.resize(groups * T::GROUP, T::default());

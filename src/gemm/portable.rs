@@ -43,10 +43,10 @@ impl Kernel for Portable {
             };
             match lanes {
                 Lanes::Bytes { .. } => {
-                    add(a, b, sums, u32::to_le_bytes, |x, y| i32::from(x as i8) * i32::from(y as i8))
+                    add(a, b, sums, u32::to_le_bytes, |x, y| i32::from(x as i8) * i32::from(y as i8));
                 }
                 Lanes::Words => {
-                    add(a, b, sums, |x| [x as u16, (x >> 16) as u16], |x, y| i32::from(x as i16) * i32::from(y as i16))
+                    add(a, b, sums, |x| [x as u16, (x >> 16) as u16], |x, y| i32::from(x as i16) * i32::from(y as i16));
                 }
             }
         }

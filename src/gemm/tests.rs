@@ -1,6 +1,6 @@
 //! Every kernel of this CPU against sums of one product after the other.
 
-use super::kernel::supported;
+use super::kernel::{ROOM, supported};
 use super::*;
 use crate::formats::Format;
 use crate::pack;
