@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "benches"), str(ROOT / "experiments")]
+sys.path += [str(ROOT / "benches"), str(ROOT / "experiments")]
 
 
 def main() -> int:

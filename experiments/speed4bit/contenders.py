@@ -53,7 +53,7 @@ def forward(case: Case, contender: str) -> Call:
         model = lowbit.torch.prepare(model.train(), recipes.sun2020(), compute=_COMPUTE[contender])
         with torch.no_grad():
             model(x)  # PACT's clips start here
-        model = lowbit.torch.freeze(model.eval())
+        model = lowbit.torch.freeze(model.eval(), quiet=True)
     elif contender == "bfloat16":
         model, x = model.bfloat16(), x.bfloat16()
     elif contender == "int8":

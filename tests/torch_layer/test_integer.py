@@ -158,14 +158,15 @@ def test_a_compiled_layer_multiplies_integers(products: list[tuple[Any, ...]]) -
 
 
 def test_auto_takes_integers_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(kernel: str, m: int, k: int, n: int) -> bool:
+    def chosen(kernel: str, gradient: str, m: int, k: int, n: int) -> bool:
         monkeypatch.setattr(_core, "matmul_kernel", lambda: kernel)
         _integer._chosen.cache_clear()
-        return _integer._chosen("auto", "int4_symmetric", "uint4", m, k, n)
+        return _integer._chosen("auto", gradient, "uint4", m, k, n)
 
-    assert chosen("avx2", 512, 512, 512)
-    assert not chosen("avx2", 4, 8, 512)
-    assert not chosen("portable", 512, 512, 512)
+    assert chosen("avx2", "int4_symmetric", 1, 256, 256)
+    assert chosen("avx2", "radix4", 512, 512, 512)
+    assert not chosen("avx2", "radix4", 4, 64, 512)
+    assert not chosen("portable", "int4_symmetric", 512, 512, 512)
     _integer._chosen.cache_clear()
 
 
