@@ -223,6 +223,20 @@ def code_product(
     out: NDArray[np.float32],
     scale: float | None = None,
 ) -> None: ...
+def code_convolution(
+    which: str,
+    a_packed: NDArray[np.uint8],
+    a_format: str | Format,
+    a_shape: Sequence[int],
+    b_packed: NDArray[np.uint8],
+    b_format: str | Format,
+    b_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out: NDArray[np.float32],
+) -> None: ...
 def matmul(
     a: _Matrices, b: _Matrices, block_size: int | None, shape: Sequence[int], out: NDArray[np.float32] | None
 ) -> NDArray[np.float32]: ...

@@ -10,11 +10,13 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod block;
+mod conv;
 mod few;
 mod kernel;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod operand;
+mod patches;
 mod portable;
 mod scale;
 #[cfg(test)]
@@ -27,6 +29,7 @@ use std::ops::Range;
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::parallel::{self, Shared};
+pub use conv::{Convolution, Product};
 use kernel::{Kernel, Lanes};
 use operand::Part;
 pub use operand::{Codes, Steps};
@@ -211,15 +214,23 @@ impl Job<'_> {
     /// Scales sums, which are rounded to float32, into the result.
     #[inline(always)]
     fn finish(&self, place: &Place, sum: impl Fn(usize, usize) -> f32, out: &Shared<f32>) {
-        let (m, n) = (self.a.codes.lines, self.b.codes.lines);
+        let (m, run) = (self.a.codes.lines, self.b.codes.run);
         let (unit_a, unit_b) = (self.a.steps.unit, self.b.steps.unit);
         let matrices = (self.a.matrices[place.matrix], self.b.matrices[place.matrix]);
-        for (i, row) in place.rows.clone().enumerate() {
-            let first = (place.matrix * m + row) * n;
+        let runs = |first: usize| first..place.columns.end.min((first / run + 1) * run);
+        let starts = |columns: &Range<usize>| Some(runs(columns.end)).filter(|next| !next.is_empty());
+        let rows = place.rows.clone().enumerate();
+        let parts = |(i, row)| {
+            std::iter::successors(Some(runs(place.columns.start)), starts).map(move |columns| (i, row, columns))
+        };
+        for (i, row, columns) in rows.flat_map(parts) {
+            let skip = columns.start - place.columns.start;
+            let matrix = columns.start / run * self.a.matrices.len() + place.matrix;
+            let first = (matrix * m + row) * run + columns.start % run;
             // SAFETY: blocks are disjoint; `out` is borrowed until `for_each` returns.
-            let out = unsafe { out.part(first + place.columns.start..first + place.columns.end) };
+            let out = unsafe { out.part(first..first + columns.len()) };
             // Units are powers of two: nothing is rounded again.
-            let value = |j: usize| sum(i, j) * unit_a * unit_b;
+            let value = |j: usize| sum(i, skip + j) * unit_a * unit_b;
             match self.scaling {
                 Scaling::Factor(factor) => {
                     out.iter_mut().enumerate().for_each(|(j, out)| *out = value(j) * factor);
@@ -231,7 +242,7 @@ impl Job<'_> {
                             out.iter_mut().enumerate().for_each(|(j, out)| *out = value(j) * of_row * of_all);
                         }
                         Columns::Each(of_columns) => {
-                            let of_columns = &of_columns[place.columns.clone()];
+                            let of_columns = &of_columns[columns];
                             for ((j, out), of_column) in out.iter_mut().enumerate().zip(of_columns) {
                                 *out = value(j) * of_row * of_column;
                             }
@@ -240,7 +251,7 @@ impl Job<'_> {
                 }
                 Scaling::Blocks { a, b, .. } => {
                     let of_row = a.at(matrices.0, row, place.block);
-                    for ((j, out), column) in out.iter_mut().enumerate().zip(place.columns.clone()) {
+                    for ((j, out), column) in out.iter_mut().enumerate().zip(columns) {
                         let before = if place.block == 0 { 0.0 } else { *out };
                         *out = before + value(j) * (of_row * b.at(matrices.1, column, place.block));
                     }

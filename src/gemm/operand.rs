@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::block::Space;
+use super::patches::{Maps, Patches};
 use crate::cpu::Level;
 use crate::error::{Error, Result};
 use crate::formats::Format;
@@ -103,6 +104,10 @@ pub struct Codes<'a> {
     pub(super) inner: usize,
     /// Whether the codes of a line are neighbours, or else those at one place of all lines.
     along: bool,
+    /// So many lines' results are neighbours: all, or those of one sample of a convolution.
+    pub(super) run: usize,
+    /// What lines are made of, where it is not one code after the other.
+    patches: Option<Patches>,
 }
 
 impl<'a> Codes<'a> {
@@ -121,12 +126,29 @@ impl<'a> Codes<'a> {
             let reason = format!("{of} codes of {bits} bits take {want} bytes, but there are {}", packed.len());
             return Err(Error::argument(argument, reason));
         }
-        Ok(Codes { packed, matrices, lines, inner, along })
+        Ok(Codes { packed, matrices, lines, inner, along, run: lines, patches: None })
     }
 
-    /// Whether the codes of a line are neighbours.
+    /// What a convolution's kernel meets in maps of codes, one matrix for each group of channels: lines are the kernel's
+    /// numbers, and the sum goes along places (`along`), or the other way round.
+    pub(super) fn of_patches(
+        argument: &'static str,
+        packed: &'a [u8],
+        bits: u32,
+        samples: usize,
+        patches: Patches,
+        along: bool,
+    ) -> Result<Self> {
+        let codes = Codes::new(argument, packed, bits, patches.maps(samples), true)?;
+        let (taps, places) = (patches.taps(), patches.places());
+        let (lines, inner) = if along { (taps, samples * places) } else { (samples * places, taps) };
+        let run = if along { taps } else { places };
+        Ok(Codes { matrices: patches.groups, lines, inner, along, run, patches: Some(patches), ..codes })
+    }
+
+    /// Whether the codes of a line are one after the other.
     pub(super) fn is_along(&self) -> bool {
-        self.along
+        self.along && self.patches.is_none()
     }
 
     /// All codes.
@@ -238,7 +260,7 @@ impl<T: Lane> Plane<T> {
 
     /// The numbers of codes `first`, `first + 1`, ...
     #[inline(always)]
-    fn decode(&self, level: Level, packed: &[u8], first: usize, out: &mut [T], codes: &mut Vec<u8>) {
+    pub(super) fn decode(&self, level: Level, packed: &[u8], first: usize, out: &mut [T], codes: &mut Vec<u8>) {
         let bits = self.bits as usize;
         // Eights of codes begin with a byte; nibbles and bytes do more often.
         let skip = first % if bits == 8 { 1 } else { 8 >> bits.trailing_zeros().min(3) };
@@ -275,6 +297,7 @@ pub(super) struct Rows<T> {
     codes: Vec<u8>,
     numbers: Vec<T>,
     groups: Vec<u32>,
+    maps: Maps<T>,
 }
 
 /// Decodes a part of a matrix whose codes start at `start` into panels, zeros behind its end.
@@ -289,12 +312,22 @@ pub(super) fn pack<T: Lane>(
     panels: &mut [u32],
 ) {
     let (count, groups) = (lines.len(), layout.groups);
+    if let Some(patches) = &codes.patches {
+        let (taps, places) = if codes.along { (&lines, &inner) } else { (&inner, &lines) };
+        let group = start / (codes.lines * codes.inner);
+        let decode = |first, out: &mut [T]| plane.decode(level, codes.packed, first, out, &mut rows.codes);
+        rows.maps.fill(patches, group, taps, places, decode);
+    }
     if codes.along {
         rows.numbers.clear();
         rows.numbers.resize(groups * T::GROUP, T::default());
         for o in 0..count {
             let first = start + (lines.start + o) * codes.inner + inner.start;
-            plane.decode(level, codes.packed, first, &mut rows.numbers[..inner.len()], &mut rows.codes);
+            let numbers = &mut rows.numbers[..inner.len()];
+            match &codes.patches {
+                None => plane.decode(level, codes.packed, first, numbers, &mut rows.codes),
+                Some(patches) => rows.maps.copy(patches, lines.start + o, inner.clone(), numbers),
+            }
             let panel = &mut panels[o / layout.width * layout.panel + o % layout.width * layout.line..];
             let joined = rows.numbers.chunks_exact(T::GROUP).map(join_of);
             if layout.group == 1 {
@@ -313,7 +346,11 @@ pub(super) fn pack<T: Lane>(
             let row = &mut rows.numbers[j * count..(j + 1) * count];
             let k = inner.start + g * T::GROUP + j;
             if k < inner.end {
-                plane.decode(level, codes.packed, start + k * codes.lines + lines.start, row, &mut rows.codes);
+                let first = start + k * codes.lines + lines.start;
+                match &codes.patches {
+                    None => plane.decode(level, codes.packed, first, row, &mut rows.codes),
+                    Some(patches) => rows.maps.copy(patches, k, lines.clone(), row),
+                }
             } else {
                 row.fill(T::default());
             }

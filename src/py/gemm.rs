@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use super::array::{check_out, fill, new_array, output, plain, slice_of};
 use super::error::Error;
 use super::format::record;
-use crate::gemm::{self, Codes, Operand, Scale, Scaling, Steps};
+use crate::gemm::{self, Codes, Convolution, Operand, Product, Scale, Scaling, Steps};
 use crate::view::Element;
 
 type Untyped<'py> = Bound<'py, PyUntypedArray>;
@@ -74,6 +74,47 @@ pub(super) fn code_product<'py>(
     let a = Operand { codes: a, steps: &a_steps, matrices: &[0] };
     let b = Operand { codes: b, steps: &b_steps, matrices: &[0] };
     Ok(py.detach(|| gemm::product(&a, &b, &Scaling::Factor(scale.unwrap_or(1.0)), target))?)
+}
+
+/// A product of a convolution's codes, in exact arithmetic, rounded once: "forward" (a: the input, b: the weight),
+/// "grad_input" (a: dL/dy, b: the weight) or "grad_weight" (a: dL/dy, b: the input). Shapes have four lengths.
+#[pyfunction]
+pub(super) fn code_convolution<'py>(
+    py: Python<'py>,
+    which: &str,
+    a_packed: &Untyped<'py>,
+    a_format: &Bound<'py, PyAny>,
+    a_shape: [usize; 4],
+    b_packed: &Untyped<'py>,
+    b_format: &Bound<'py, PyAny>,
+    b_shape: [usize; 4],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    dilation: [usize; 2],
+    groups: usize,
+    out: &Untyped<'py>,
+) -> PyResult<()> {
+    let which = match which {
+        "forward" => Product::Forward,
+        "grad_input" => Product::GradInput,
+        "grad_weight" => Product::GradWeight,
+        _ => return Err(Error::new_err(format!("which: '{which}' is none of forward, grad_input, grad_weight"))),
+    };
+    let (a_format, b_format) = (record(a_format)?, record(b_format)?);
+    let (a_steps, b_steps) = (Steps::of("a", &a_format)?, Steps::of("b", &b_format)?);
+    let &[n, channels, rows, columns] = out.shape() else {
+        return Err(Error::new_err("out: expected four dimensions"));
+    };
+    let shape = [n, channels, rows, columns];
+    check_out(out, &shape, &dtype::<f32>(py), None, Some(("a", a_packed)))?;
+    check_out(out, &shape, &dtype::<f32>(py), None, Some(("b", b_packed)))?;
+    let Some(target) = plain::<f32>(out, &shape) else {
+        return Err(Error::new_err("out: expected a contiguous array"));
+    };
+    let a = (slice_of("a_packed", a_packed)?, &a_steps, a_shape);
+    let b = (slice_of("b_packed", b_packed)?, &b_steps, b_shape);
+    let convolution = Convolution { stride, padding, dilation, groups };
+    Ok(py.detach(|| convolution.product(which, a, b, (shape, target)))?)
 }
 
 /// Packed codes, their format, rows and columns as they are stored and whether to take the transpose; which of the stored

@@ -34,7 +34,7 @@ mod _core {
         get_format, int_format, log_grid, radix_format, table_format,
     };
     #[pymodule_export]
-    use super::gemm::{amx_is_refused, code_product, matmul, matmul_kernel, matmul_kernels};
+    use super::gemm::{amx_is_refused, code_convolution, code_product, matmul, matmul_kernel, matmul_kernels};
     #[pymodule_export]
     use super::hadamard::{hadamard_transform, randomized_hadamard_transform};
     #[pymodule_export]

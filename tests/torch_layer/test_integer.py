@@ -40,6 +40,9 @@ INTEGER = {
     "lp": 0,
 }
 
+#: Those of a convolution, where they are not as many: channels cannot have scales of rows.
+INTEGER_CONV: dict[str, int] = {}
+
 
 @pytest.mark.parametrize("format", [*lb.formats(), "table(-3,0,3,6)", "radix(8,3)", "fixed(4,1)"])
 def test_what_is_said_to_be_multiplied_is(format: str) -> None:
@@ -117,6 +120,92 @@ def test_sums_beyond_what_float32_holds_are_rounded_once(products: list[tuple[An
     compare(model, recipes.sun2020(scaling=2.0**4), [torch.rand(1100, 1200) for _ in range(2)], scale=40.0)
     largest = max(float(abs(arguments[-1]).max()) for arguments in products if arguments[1] == "radix4_odd")
     assert largest / lb.get_format("radix4_odd").smallest > 2**24
+
+
+@pytest.fixture
+def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Which products of convolutions the core was asked for, and what it gave."""
+    asked: list[tuple[Any, ...]] = []
+    plain = _core.code_convolution
+
+    def noted(*arguments: Any) -> None:
+        plain(*arguments)
+        asked.append((*arguments[:-1], arguments[-1].copy()))
+
+    monkeypatch.setattr(_core, "code_convolution", noted)
+    return asked
+
+
+def images() -> nn.Module:
+    torch.manual_seed(7)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 9, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(9, 4, 1)
+    )
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_convolves_to_the_same_bits(recipe: str, convolutions: list[tuple[Any, ...]]) -> None:
+    compare(images(), RECIPES[recipe](), [normal(5, 3, 11, 8, seed=s) for s in range(2)])
+    assert len(convolutions) == 2 * 3 * INTEGER_CONV.get(recipe, INTEGER[recipe])
+
+
+GEOMETRIES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "strides": (nn.Conv2d(6, 8, 3, stride=(2, 3)), (3, 6, 13, 11)),
+    "a stride that skips": (nn.Conv2d(6, 8, 2, stride=3), (3, 6, 13, 11)),
+    "wide padding": (nn.Conv2d(6, 8, (3, 2), padding=(4, 1)), (2, 6, 5, 7)),
+    "same": (nn.Conv2d(6, 8, 3, padding="same", dilation=2), (2, 6, 9, 7)),
+    "dilation": (nn.Conv2d(6, 8, 3, dilation=(2, 3), stride=2, padding=1), (2, 6, 12, 15)),
+    "groups": (nn.Conv2d(6, 9, 3, groups=3, padding=1), (2, 6, 8, 8)),
+    "depthwise": (nn.Conv2d(7, 7, 3, groups=7, padding=1), (2, 7, 8, 8)),
+    "a channel's many": (nn.Conv2d(5, 15, 3, groups=5), (2, 5, 8, 8)),
+    "1 x 1": (nn.Conv2d(33, 17, 1), (3, 33, 5, 5)),
+    "1 x 1, strides": (nn.Conv2d(33, 17, 1, stride=2), (3, 33, 6, 5)),
+    "one pixel": (nn.Conv2d(4, 6, 3, padding=1), (9, 4, 1, 1)),
+    "one channel": (nn.Conv2d(1, 1, 5, padding=2), (1, 1, 9, 9)),
+    "1-D": (nn.Conv1d(6, 8, 5, stride=2, padding=3, dilation=2), (4, 6, 31)),
+    "1-D, groups": (nn.Conv1d(6, 8, 3, groups=2), (4, 6, 31)),
+    "empty": (nn.Conv2d(3, 4, 3), (0, 3, 6, 6)),
+    "blocks": (nn.Conv2d(70, 66, 3, padding=1), (4, 70, 17, 19)),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_every_geometry_gives_the_same_bits(name: str, convolutions: list[tuple[Any, ...]]) -> None:
+    layer, shape = GEOMETRIES[name]
+    for recipe in (recipes.sun2020(), recipes.luq()):
+        compare(nn.Sequential(layer), recipe, [normal(*shape, seed=s) for s in range(2)])
+    # Nothing has no gradients.
+    assert len(convolutions) == 2 * 2 * (3 if shape[0] else 1)
+
+
+def test_channels_last_stay_last(convolutions: list[tuple[Any, ...]]) -> None:
+    inputs = [normal(5, 3, 11, 8, seed=s).contiguous(memory_format=torch.channels_last) for s in range(2)]
+    compare(images(), recipes.sun2020(), inputs)
+    assert convolutions
+    model = lowbit.torch.prepare(images(), recipes.sun2020(), compute="integer")
+    assert model(inputs[0]).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_sums_of_convolutions_beyond_what_float32_holds_are_rounded_once(convolutions: list[tuple[Any, ...]]) -> None:
+    """As above: towards the weight over all places, towards the input over kernels and channels."""
+    layer = nn.Sequential(nn.Conv2d(4, 256, 3, padding=1))
+    compare(layer, recipes.sun2020(scaling=2.0**4), [torch.rand(20, 4, 16, 16) for _ in range(2)], scale=40.0)
+    smallest = lb.get_format("radix4_odd").smallest
+    for which in ("grad_input", "grad_weight"):
+        largest = max(float(abs(arguments[-1]).max()) for arguments in convolutions if arguments[0] == which)
+        assert largest / smallest > 2**24, which
+
+
+def test_threads_do_not_change_convolutions() -> None:
+    before, ways = lb.get_num_threads(), []
+    model = lowbit.torch.prepare(images(), recipes.sun2020(), compute="integer")
+    try:
+        for threads in (1, 3):
+            lb.set_num_threads(threads)
+            ways.append(trained(copy.deepcopy(model), [normal(5, 3, 40, 40)]))
+    finally:
+        lb.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*ways, strict=True))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -171,10 +171,7 @@ def _saved(flat: Any, shape: tuple[int, ...]) -> Saved:
 
 def result_shape(x: Tensor, w: Sequence[int], geometry: Convolution | None) -> tuple[int, ...]:
     """Give the shape of the product of x and a weight of shape w."""
-    if geometry is None:
-        return (*x.shape[:-1], w[0])
-    sizes = zip(x.shape[2:], geometry.padding, geometry.dilation, w[2:], geometry.stride, strict=True)
-    return (x.shape[0], w[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes))
+    return (*x.shape[:-1], w[0]) if geometry is None else geometry.result_shape(x.shape, w)
 
 
 def _listed(geometry: Convolution | None) -> list[int]:

@@ -10,7 +10,7 @@ result is the exact sum, rounded once, as that of integers is (`_integer`). Oper
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -116,6 +116,11 @@ class Convolution:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+
+    def result_shape(self, x: Sequence[int], w: Sequence[int]) -> tuple[int, ...]:
+        """Give the shape of y for those of x and w."""
+        sizes = zip(x[2:], self.padding, self.dilation, w[2:], self.stride, strict=True)
+        return (x[0], w[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes))
 
     def forward(self, x: Tensor, w: Tensor, sx: Steps | None, sw: Steps | None) -> Tensor:
         """Compute y (n, o, ...) of x (n, c, ...) and w (o, c / groups, ...)."""

@@ -6,7 +6,9 @@ The result is that of `_contract`, bit for bit; which of the two is used is a ma
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 import lowbit as lb
 from lowbit import _core
 from lowbit.torch import _contract
+from lowbit.torch._contract import Convolution
 from lowbit.torch._operands import Codes, Operand
 from lowbit.torch._options import on_core
 from lowbit.torch._spec import Spec
@@ -43,13 +46,85 @@ def matmul(compute: str, a: Operand, b: Operand, *, turn_a: bool = False, turn_b
     return _contract.matmul(x, y, a.steps, b.steps)
 
 
-def expected(compute: str, spec: Spec | None, b: Operand, rows: int) -> bool:
-    """Say whether numbers of a spec will be multiplied with b as integers: then they had better be codes."""
+def forward(compute: str, geometry: Convolution, x: Operand, w: Operand, layout: torch.memory_format) -> Tensor:
+    """Compute y of x and w, in a layout."""
+    if x.codes is not None and w.codes is not None:
+        shape = geometry.result_shape(x.codes.shape, w.codes.shape)
+        y = _convolved("forward", compute, geometry, (x.codes.shape, w.codes.shape, shape), x.codes, w.codes)
+        if y is not None:
+            return y.contiguous(memory_format=layout)
+    values = x.values.contiguous(memory_format=layout)
+    return geometry.forward(values, w.values, x.steps, w.steps).contiguous(memory_format=layout)
+
+
+def grad_input(compute: str, geometry: Convolution, shape: torch.Size, g: Operand, w: Operand) -> Tensor:
+    """Compute dL/dx of g = dL/dy and w."""
+    if g.codes is not None and w.codes is not None:
+        dx = _convolved("grad_input", compute, geometry, (shape, w.codes.shape, g.codes.shape), g.codes, w.codes)
+        if dx is not None:
+            return dx
+    return geometry.grad_input(shape, g.values, w.values, g.steps, w.steps)
+
+
+def grad_weight(compute: str, geometry: Convolution, shape: torch.Size, g: Operand, x: Operand) -> Tensor:
+    """Compute dL/dW of g = dL/dy and x."""
+    if g.codes is not None and x.codes is not None and len(x.codes.shape) == len(shape):
+        dw = _convolved("grad_weight", compute, geometry, (x.codes.shape, shape, g.codes.shape), g.codes, x.codes)
+        if dw is not None:
+            return dw
+    return geometry.grad_weight(shape, g.values, x.values, g.steps, x.steps)
+
+
+#: Shapes of an input, a weight and their product.
+Shapes = tuple[Sequence[int], Sequence[int], Sequence[int]]
+#: In the order of what comes out of them.
+_PRODUCTS = ("grad_input", "grad_weight", "forward")
+Which = Literal["grad_input", "grad_weight", "forward"]
+
+
+def _convolved(which: Which, compute: str, geometry: Convolution, shapes: Shapes, a: Codes, b: Codes) -> Tensor | None:
+    """Compute a product of a convolution on codes, if integers are chosen."""
+    if not on_core(a.packed) or not _chosen(compute, a.format, b.format, *terms(which, geometry, shapes)):
+        return None
+    out = torch.empty(tuple(shapes[_PRODUCTS.index(which)]))
+    # One dimension is the second of two.
+    one = (1,) * (4 - out.dim())
+    _core.code_convolution(
+        which,
+        *(a.packed.numpy(), a.format, (*a.shape[:2], *one, *a.shape[2:])),
+        *(b.packed.numpy(), b.format, (*b.shape[:2], *one, *b.shape[2:])),
+        (*one, *geometry.stride),
+        (*(0 for _ in one), *geometry.padding),
+        (*one, *geometry.dilation),
+        geometry.groups,
+        out.view(*out.shape[:2], *one, *out.shape[2:]).numpy(),
+    )
+    return out
+
+
+def terms(which: Which, geometry: Convolution | None, shapes: Shapes) -> tuple[int, int, int]:
+    """Give rows, terms and columns of a product: of each group's, where it is a convolution's."""
+    x, w, y = shapes
+    if geometry is None:
+        return (y[0], w[0], w[1]) if which == "grad_input" else (w[0], y[0], w[1])
+    kernel, channels = math.prod(w[1:]), w[0] // geometry.groups
+    if which == "forward":
+        return channels, kernel, y[0] * math.prod(y[2:])
+    if which == "grad_weight":
+        return channels, y[0] * math.prod(y[2:]), kernel
+    return w[1], channels * math.prod(w[2:]), x[0] * math.prod(x[2:])
+
+
+def expected(compute: str, spec: Spec | None, b: Operand, sizes: tuple[int, int, int]) -> bool:
+    """Say whether numbers of a spec will be multiplied with b as integers: then they had better be codes.
+
+    `sizes` are rows, terms and columns of the product.
+    """
     if spec is None or spec.samples > 1 or spec.per != "tensor" or spec.in_blocks or b.codes is None:
         return False
     if not on_core(b.codes.packed):
         return False
-    return _chosen(compute, spec.format, b.codes.format, rows, *b.codes.shape)
+    return _chosen(compute, spec.format, b.codes.format, *sizes)
 
 
 def _turned(codes: Codes, turn: bool) -> tuple[int, int]:

@@ -181,8 +181,7 @@ def forward(
             # What goes in with channels last comes out so.
             last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
             layout = torch.channels_last if last and not call.fixed else torch.contiguous_format
-            values = xs.values.contiguous(memory_format=layout)
-            y = call.geometry.forward(values, ws.values, xs.steps, ws.steps).contiguous(memory_format=layout)
+            y = _integer.forward(p.compute, call.geometry, xs, ws, layout)
         y = rescaled(y, xs, _along(ws, y))
         if bias is not None:
             y += bias.detach().reshape(1, -1, *(1,) * (y.dim() - 2))
@@ -314,17 +313,19 @@ def backward(
         if needs[2]:
             db = g.sum([d for d in range(g.dim()) if d != 1])
         for_input: Operand | None = None
+        shapes = shape, w.shape, g.shape
         if needs[0] or needs[3]:
             turned = _turned(g, turn, 1, drawn)
             ws = _weight_again(w, w_kept, call, turn, drawn)
-            integer = geometry is None and _integer.expected(p.compute, p.grad_input, ws, len(g))
+            sizes = _integer.terms("grad_input", geometry, shapes)
+            integer = _integer.expected(p.compute, p.grad_input, ws, sizes)
             for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"), integer)
             if call.recording:
                 _note(record, _GRAD, turned, for_input, p.grad_input)
             if geometry is None:
                 dx = _integer.matmul(p.compute, for_input, ws)
             else:
-                dx = geometry.grad_input(torch.Size(shape), for_input.values, ws.values, for_input.steps, ws.steps)
+                dx = _integer.grad_input(p.compute, geometry, torch.Size(shape), for_input, ws)
             dx = rescaled(dx, for_input, ws)
         xs = None
         if needs[1]:
@@ -332,7 +333,9 @@ def backward(
             for_weight = for_input if turn is None and _same(p) else None
             if for_weight is None:
                 turned = _turned(g, p.rotate_weight, 0, drawn)
-                integer = geometry is None and _integer.expected(p.compute, p.grad_weight, xs, g.shape[1])
+                integer = _integer.expected(
+                    p.compute, p.grad_weight, xs, _integer.terms("grad_weight", geometry, sizes)
+                )
                 key_again = _fold(drawn, "grad_weight")
                 for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, key_again, integer)
                 if call.recording and for_input is None:
@@ -340,7 +343,7 @@ def backward(
             if geometry is None:
                 dw = _integer.matmul(p.compute, for_weight, xs, turn_a=True)
             else:
-                dw = geometry.grad_weight(w.shape, for_weight.values, xs.values, for_weight.steps, xs.steps)
+                dw = _integer.grad_weight(p.compute, geometry, w.shape, for_weight, xs)
             if p.weight is not None and p.weight.clips:
                 dw = dw.contiguous()
                 last = 1.0  # one pass less: what multiplies last does so with the mask
