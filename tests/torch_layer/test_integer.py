@@ -169,9 +169,9 @@ GEOMETRIES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
-def test_every_geometry_gives_the_same_bits(name: str, convolutions: list[tuple[Any, ...]]) -> None:
-    layer, shape = GEOMETRIES[name]
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_every_geometry_gives_the_same_bits(geometry: str, convolutions: list[tuple[Any, ...]]) -> None:
+    layer, shape = GEOMETRIES[geometry]
     for recipe in (recipes.sun2020(), recipes.luq()):
         compare(nn.Sequential(layer), recipe, [normal(*shape, seed=s) for s in range(2)])
     # Nothing has no gradients.

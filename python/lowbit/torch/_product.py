@@ -333,9 +333,8 @@ def backward(
             for_weight = for_input if turn is None and _same(p) else None
             if for_weight is None:
                 turned = _turned(g, p.rotate_weight, 0, drawn)
-                integer = _integer.expected(
-                    p.compute, p.grad_weight, xs, _integer.terms("grad_weight", geometry, sizes)
-                )
+                sizes = _integer.terms("grad_weight", geometry, shapes)
+                integer = _integer.expected(p.compute, p.grad_weight, xs, sizes)
                 key_again = _fold(drawn, "grad_weight")
                 for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, key_again, integer)
                 if call.recording and for_input is None:
