@@ -40,9 +40,6 @@ INTEGER = {
     "lp": 0,
 }
 
-#: Those of a convolution, where they are not as many: channels cannot have scales of rows.
-INTEGER_CONV: dict[str, int] = {}
-
 
 @pytest.mark.parametrize("format", [*lb.formats(), "table(-3,0,3,6)", "radix(8,3)", "fixed(4,1)"])
 def test_what_is_said_to_be_multiplied_is(format: str) -> None:
@@ -146,7 +143,7 @@ def images() -> nn.Module:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_convolves_to_the_same_bits(recipe: str, convolutions: list[tuple[Any, ...]]) -> None:
     compare(images(), RECIPES[recipe](), [normal(5, 3, 11, 8, seed=s) for s in range(2)])
-    assert len(convolutions) == 2 * 3 * INTEGER_CONV.get(recipe, INTEGER[recipe])
+    assert len(convolutions) == 2 * 3 * INTEGER[recipe]
 
 
 GEOMETRIES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
@@ -173,7 +170,7 @@ GEOMETRIES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 def test_every_geometry_gives_the_same_bits(geometry: str, convolutions: list[tuple[Any, ...]]) -> None:
     layer, shape = GEOMETRIES[geometry]
     for recipe in (recipes.sun2020(), recipes.luq()):
-        compare(nn.Sequential(layer), recipe, [normal(*shape, seed=s) for s in range(2)])
+        compare(nn.Sequential(layer), replace(recipe, depthwise=True), [normal(*shape, seed=s) for s in range(2)])
     # Nothing has no gradients.
     assert len(convolutions) == 2 * 2 * (3 if shape[0] else 1)
 
