@@ -36,11 +36,9 @@ def matmul(compute: str, a: Operand, b: Operand, *, turn_a: bool = False, turn_b
         (m, k), (terms, n) = _turned(a.codes, turn_a), _turned(b.codes, turn_b)
         if k == terms and _chosen(compute, a.codes.format, b.codes.format, m, k, n):
             y = torch.empty(m, n)
-            _core.code_product(
-                *(a.codes.packed.numpy(), a.codes.format, *a.codes.shape, turn_a),
-                *(b.codes.packed.numpy(), b.codes.format, *b.codes.shape, turn_b),
-                y.numpy(),
-            )
+            of_a, of_b = (a.codes.packed.numpy(), a.codes.format), (b.codes.packed.numpy(), b.codes.format)
+            (rows_a, columns_a), (rows_b, columns_b) = a.codes.shape, b.codes.shape
+            _core.code_product(*of_a, rows_a, columns_a, turn_a, *of_b, rows_b, columns_b, turn_b, y.numpy())
             return y
     x, y = (operand.values.t() if turn else operand.values for operand, turn in ((a, turn_a), (b, turn_b)))
     return _contract.matmul(x, y, a.steps, b.steps)
