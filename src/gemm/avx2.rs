@@ -1,6 +1,8 @@
 //! AVX2: bytes by `vpmaddubsw`, whose 16-bit sums are widened before they overflow; else 16-bit numbers by `vpmaddwd`.
 //!
-//! Vectors are iterated over by reference: an array's iterator by value is a call that may not be inlined.
+//! Loops over vectors count: iterators are functions, and one that is not inlined gets its vectors through memory.
+
+#![allow(clippy::needless_range_loop, reason = "see above")]
 
 use std::arch::x86_64::{
     __m256i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_shuffle_epi32, _mm256_add_epi16, _mm256_add_epi32,
@@ -79,19 +81,16 @@ unsafe fn bytes(a: *const u32, b: *const u32, groups: usize, every: usize, sums:
             // SAFETY: group g is one of `groups` of every row of both panels.
             unsafe {
                 let y = row_of_b(b, g);
-                for (row, narrow) in narrow.iter_mut().enumerate() {
+                for row in 0..ROWS {
                     let x = _mm256_set1_epi32(*a.add(row * ROOM + g) as i32);
-                    for (narrow, y) in narrow.iter_mut().zip(&y) {
-                        *narrow = _mm256_add_epi16(*narrow, _mm256_maddubs_epi16(x, *y));
-                    }
+                    narrow[row][0] = _mm256_add_epi16(narrow[row][0], _mm256_maddubs_epi16(x, y[0]));
+                    narrow[row][1] = _mm256_add_epi16(narrow[row][1], _mm256_maddubs_epi16(x, y[1]));
                 }
             }
         }
         let ones = _mm256_set1_epi16(1);
-        for row in &mut narrow {
-            for narrow in row {
-                *narrow = _mm256_madd_epi16(*narrow, ones);
-            }
+        for row in 0..ROWS {
+            narrow[row] = [_mm256_madd_epi16(narrow[row][0], ones), _mm256_madd_epi16(narrow[row][1], ones)];
         }
         // SAFETY: the tile is the caller's.
         unsafe { add(&narrow, sums, stride) };
@@ -108,11 +107,10 @@ unsafe fn words(a: *const u32, b: *const u32, groups: usize, sums: *mut i32, str
         // SAFETY: group g is one of `groups` of every row of both panels.
         unsafe {
             let y = row_of_b(b, g);
-            for (row, wide) in wide.iter_mut().enumerate() {
+            for row in 0..ROWS {
                 let x = _mm256_set1_epi32(*a.add(row * ROOM + g) as i32);
-                for (wide, y) in wide.iter_mut().zip(&y) {
-                    *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(x, *y));
-                }
+                wide[row][0] = _mm256_add_epi32(wide[row][0], _mm256_madd_epi16(x, y[0]));
+                wide[row][1] = _mm256_add_epi32(wide[row][1], _mm256_madd_epi16(x, y[1]));
             }
         }
     }
@@ -135,12 +133,12 @@ unsafe fn row_of_b(b: *const u32, g: usize) -> [__m256i; VECTORS] {
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn add(tile: &Tile, sums: *mut i32, stride: usize) {
-    for (row, tile) in tile.iter().enumerate() {
-        for (v, more) in tile.iter().enumerate() {
+    for row in 0..ROWS {
+        for v in 0..VECTORS {
             // SAFETY: by the caller's promise.
             unsafe {
                 let place = sums.add(row * stride + v * WIDTH).cast::<__m256i>();
-                _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), *more));
+                _mm256_storeu_si256(place, _mm256_add_epi32(_mm256_loadu_si256(place), tile[row][v]));
             }
         }
     }
@@ -197,26 +195,28 @@ pub(super) unsafe fn dots<const ROWS: usize>(packed: &[u8], few: &Few, mut found
                         let codes = _mm256_loadu_si256(codes.as_ptr().cast());
                         let even = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, low));
                         let odd = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low));
-                        for (row, narrow) in narrow.iter_mut().enumerate() {
+                        for row in 0..ROWS {
                             let x = numbers.add(row * few.height).cast::<__m256i>();
                             let (x, y) = (_mm256_loadu_si256(x), _mm256_loadu_si256(x.add(1)));
-                            narrow[0] = _mm256_add_epi16(narrow[0], _mm256_maddubs_epi16(even, x));
-                            narrow[1] = _mm256_add_epi16(narrow[1], _mm256_maddubs_epi16(odd, y));
+                            narrow[row][0] = _mm256_add_epi16(narrow[row][0], _mm256_maddubs_epi16(even, x));
+                            narrow[row][1] = _mm256_add_epi16(narrow[row][1], _mm256_maddubs_epi16(odd, y));
                         }
                         numbers = numbers.add(64);
                     }
                 }
-                for (wide, narrow) in wide.iter_mut().zip(&narrow) {
-                    let both = _mm256_add_epi32(_mm256_madd_epi16(narrow[0], ones), _mm256_madd_epi16(narrow[1], ones));
-                    *wide = _mm256_add_epi32(*wide, both);
+                for row in 0..ROWS {
+                    let (even, odd) =
+                        (_mm256_madd_epi16(narrow[row][0], ones), _mm256_madd_epi16(narrow[row][1], ones));
+                    wide[row] = _mm256_add_epi32(wide[row], _mm256_add_epi32(even, odd));
                 }
             }
         }
         let mut sums = [0; ROWS];
-        for (sum, wide) in sums.iter_mut().zip(&wide) {
-            let four = _mm_add_epi32(_mm256_castsi256_si128(*wide), _mm256_extracti128_si256::<1>(*wide));
+        for row in 0..ROWS {
+            let (low, high) = (_mm256_castsi256_si128(wide[row]), _mm256_extracti128_si256::<1>(wide[row]));
+            let four = _mm_add_epi32(low, high);
             let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
-            *sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)));
+            sums[row] = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)));
         }
         found(block, &sums);
     }

@@ -1,6 +1,8 @@
 //! NEON: four products of signed bytes are added to 32 bits by one instruction (`sdot`), for which stable Rust has no
 //! intrinsic.
 
+#![allow(clippy::needless_range_loop, reason = "as in avx2.rs: iterators may not be inlined")]
+
 use std::arch::aarch64::{int32x4_t, vdupq_n_s32, vld1q_s32, vst1q_s32};
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -48,27 +50,25 @@ impl Kernel for Neon {
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn tile(a: *const u32, b: *const u32, groups: usize, sums: *mut i32, stride: usize) {
     let mut tile = [[vdupq_n_s32(0); VECTORS]; ROWS];
-    for (row, tile) in tile.iter_mut().enumerate() {
-        for (v, vector) in tile.iter_mut().enumerate() {
-            // SAFETY: the tile is the caller's.
-            *vector = unsafe { vld1q_s32(sums.add(row * stride + v * WIDTH)) };
-        }
-    }
-    for g in 0..groups {
-        for v in 0..VECTORS {
-            // SAFETY: group g is one of `groups` of every row of both panels.
-            let y = unsafe { vld1q_s32(b.add((g * VECTORS + v) * WIDTH).cast()) };
-            for (row, tile) in tile.iter_mut().enumerate() {
-                // SAFETY: as above.
-                let x = unsafe { vdupq_n_s32(*a.add(row * ROOM + g) as i32) };
-                tile[v] = dot(tile[v], x, y);
+    // SAFETY: the tile is the caller's; group g is one of `groups` of every row of both panels.
+    unsafe {
+        for row in 0..ROWS {
+            for v in 0..VECTORS {
+                tile[row][v] = vld1q_s32(sums.add(row * stride + v * WIDTH));
             }
         }
-    }
-    for (row, tile) in tile.iter().enumerate() {
-        for (v, vector) in tile.iter().enumerate() {
-            // SAFETY: the tile is the caller's.
-            unsafe { vst1q_s32(sums.add(row * stride + v * WIDTH), *vector) };
+        for g in 0..groups {
+            for v in 0..VECTORS {
+                let y = vld1q_s32(b.add((g * VECTORS + v) * WIDTH).cast());
+                for row in 0..ROWS {
+                    tile[row][v] = dot(tile[row][v], vdupq_n_s32(*a.add(row * ROOM + g) as i32), y);
+                }
+            }
+        }
+        for row in 0..ROWS {
+            for v in 0..VECTORS {
+                vst1q_s32(sums.add(row * stride + v * WIDTH), tile[row][v]);
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! VNNI: four products of bytes, or two of 16-bit numbers, are added to 32 bits by one instruction, without saturation.
 
+#![allow(clippy::needless_range_loop, reason = "as in avx2.rs: iterators may not be inlined")]
+
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32, _mm256_loadu_si256, _mm256_set1_epi32,
     _mm256_storeu_si256, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_loadu_si512, _mm512_set1_epi32,
@@ -101,28 +103,22 @@ macro_rules! tile {
         unsafe fn $name(a: *const u32, b: *const u32, groups: usize, sums: *mut i32, stride: usize) {
             const WIDTH: usize = size_of::<$vector>() / 4;
             let mut tile: [[$vector; 2]; $rows] = [[$set(0); 2]; $rows];
-            for (row, tile) in tile.iter_mut().enumerate() {
-                for (v, vector) in tile.iter_mut().enumerate() {
-                    // SAFETY: the tile is the caller's.
-                    *vector = unsafe { $load(sums.add(row * stride + v * WIDTH).cast()) };
+            // SAFETY: the tile is the caller's; group g is one of `groups` of every row of both panels.
+            unsafe {
+                let place = |row: usize, v: usize| sums.add(row * stride + v * WIDTH);
+                for row in 0..$rows {
+                    tile[row] = [$load(place(row, 0).cast()), $load(place(row, 1).cast())];
                 }
-            }
-            for g in 0..groups {
-                // SAFETY: group g is one of `groups` of every row of both panels.
-                unsafe {
+                for g in 0..groups {
                     let y = [$load(b.add(2 * g * WIDTH).cast()), $load(b.add((2 * g + 1) * WIDTH).cast())];
-                    for (row, tile) in tile.iter_mut().enumerate() {
+                    for row in 0..$rows {
                         let x = $set(*a.add(row * ROOM + g) as i32);
-                        for (vector, y) in tile.iter_mut().zip(&y) {
-                            *vector = $dot(*vector, x, *y);
-                        }
+                        tile[row] = [$dot(tile[row][0], x, y[0]), $dot(tile[row][1], x, y[1])];
                     }
                 }
-            }
-            for (row, tile) in tile.iter().enumerate() {
-                for (v, vector) in tile.iter().enumerate() {
-                    // SAFETY: the tile is the caller's.
-                    unsafe { $store(sums.add(row * stride + v * WIDTH).cast(), *vector) };
+                for row in 0..$rows {
+                    $store(place(row, 0).cast(), tile[row][0]);
+                    $store(place(row, 1).cast(), tile[row][1]);
                 }
             }
         }
