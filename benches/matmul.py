@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import platform
 import re
 import time
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch
+from measure import processor
 
 import lowbit as lb
 from lowbit import _core
@@ -94,15 +94,6 @@ def measure(calls: dict[str, Callable[[], Any]], seconds: float, threads: int) -
             call()
             times[name].append(clock() - start)
     return times
-
-
-def processor() -> str:
-    """Name this processor."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def main() -> None:
