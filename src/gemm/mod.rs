@@ -193,7 +193,9 @@ impl<'a> Job<'a> {
         let (mut rows, mut columns) = (m.min(largest), n.min(largest));
         let least = 64;
         while a.matrices.len() * m.div_ceil(rows) * n.div_ceil(columns) < BLOCKS && rows.max(columns) > least {
-            if rows >= columns { rows = rows.div_ceil(2) } else { columns = columns.div_ceil(2) }
+            // What is gathered is best gathered once.
+            let narrower = rows < columns || b.codes.is_gathered() && columns > least;
+            if narrower { columns = columns.div_ceil(2) } else { rows = rows.div_ceil(2) }
         }
         let (tile_rows, tile_columns) = kernel.tile_shape();
         let (rows, columns) = (rows.next_multiple_of(tile_rows), columns.next_multiple_of(tile_columns));

@@ -148,7 +148,12 @@ impl<'a> Codes<'a> {
 
     /// Whether the codes of a line are one after the other.
     pub(super) fn is_along(&self) -> bool {
-        self.along && self.patches.is_none()
+        self.along && !self.is_gathered()
+    }
+
+    /// Whether lines are copied together from many places.
+    pub(super) fn is_gathered(&self) -> bool {
+        self.patches.is_some()
     }
 
     /// All codes.

@@ -39,9 +39,10 @@ impl Axis {
     /// The number that a tap meets.
     fn number(&self, place: usize, tap: usize) -> Option<usize> {
         let at = place as isize * self.stride + tap as isize * self.dilation + self.offset;
-        let number = at.div_euclid(self.spread);
-        let is = at.rem_euclid(self.spread) == 0 && (0..self.size as isize).contains(&number);
-        is.then_some(number as usize)
+        // Divisions take longer than copying a row.
+        let (number, rest) =
+            if self.spread == 1 { (at, 0) } else { (at.div_euclid(self.spread), at.rem_euclid(self.spread)) };
+        (rest == 0 && (0..self.size as isize).contains(&number)).then_some(number as usize)
     }
 
     /// The places where a tap meets numbers: the first, what is behind the last, and from one to the next.
@@ -116,7 +117,7 @@ impl<T: Lane> Maps<T> {
         (self.first_channel, self.first_sample) = (channels.start, places.start / map);
         self.samples.clear();
         let mut used = 0;
-        for sample in self.first_sample..(places.end - 1) / map + 1 {
+        for sample in self.first_sample..=(places.end - 1) / map {
             let first = places.start.max(sample * map) - sample * map;
             let last = places.end.min((sample + 1) * map) - sample * map - 1;
             let rows = down.met(first / across.places, last / across.places);
@@ -157,7 +158,8 @@ impl<T: Lane> Maps<T> {
             let (line, more) = rest.split_at_mut(rest.len().min(across.places - column));
             let part = &self.samples[sample - self.first_sample];
             // The first place of the line that meets a number.
-            let place = first.max(column + (first + step - column % step) % step);
+            let skip = if step == 1 { 0 } else { (first + step - column % step) % step };
+            let place = first.max(column + skip);
             let to = end.min(column + line.len());
             if let Some(number) = down.number(row, tap_row)
                 && place < to
