@@ -16,6 +16,7 @@ import lowbit.torch
 from lowbit import _core
 from lowbit.torch import Products, Recipe, _integer, recipes
 from lowbit.torch import nn as quantized
+from lowbit.torch._contract import Convolution
 from torch_layer.layer_support import RECIPES, normal
 
 #: How many of a hidden layer's three products are integers.
@@ -253,6 +254,30 @@ def test_auto_takes_integers_where_they_are_faster(monkeypatch: pytest.MonkeyPat
     assert chosen("avx2", "radix4", 512, 512, 512)
     assert not chosen("avx2", "radix4", 4, 64, 512)
     assert not chosen("portable", "int4_symmetric", 512, 512, 512)
+    _integer._chosen.cache_clear()
+
+
+def test_auto_takes_integers_for_convolutions_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(which: Any, gradient: str, channels: int, width: int, kernel: int = 3, stride: int = 1) -> bool:
+        geometry = Convolution((stride, stride), (kernel // 2, kernel // 2), (1, 1), 1)
+        x, w = (16, channels, width, width), (channels, channels, kernel, kernel)
+        shapes = x, w, geometry.result_shape(x, w)
+        return _integer._asked("auto", gradient, "int4_symmetric", which, geometry, shapes)
+
+    monkeypatch.setattr(_core, "matmul_kernel", lambda: "avx2")
+    _integer._chosen.cache_clear()
+    assert chosen("forward", "uint4", 64, 32)
+    assert not chosen("forward", "uint4", 16, 32)
+    assert chosen("grad_input", "int4", 64, 32)
+    assert not chosen("grad_input", "int4", 64, 32, stride=2)
+    assert not chosen("grad_input", "radix4", 64, 32)
+    assert chosen("grad_input", "radix4", 64, 32, kernel=1)
+    assert chosen("grad_weight", "int4", 64, 32)
+    assert not chosen("grad_weight", "int4", 64, 8)
+    assert not chosen("grad_weight", "radix4_odd", 64, 32)
+    monkeypatch.setattr(_core, "matmul_kernel", lambda: "portable")
+    _integer._chosen.cache_clear()
+    assert not chosen("forward", "uint4", 64, 32)
     _integer._chosen.cache_clear()
 
 

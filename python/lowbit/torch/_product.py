@@ -317,8 +317,7 @@ def backward(
         if needs[0] or needs[3]:
             turned = _turned(g, turn, 1, drawn)
             ws = _weight_again(w, w_kept, call, turn, drawn)
-            sizes = _integer.terms("grad_input", geometry, shapes)
-            integer = _integer.expected(p.compute, p.grad_input, ws, sizes)
+            integer = _integer.expected(p.compute, p.grad_input, ws, "grad_input", geometry, shapes)
             for_input = _gradient(turned, p.grad_input, grad_scale, grad_max, 1, _fold(drawn, "grad_input"), integer)
             if call.recording:
                 _note(record, _GRAD, turned, for_input, p.grad_input)
@@ -333,8 +332,7 @@ def backward(
             for_weight = for_input if turn is None and _same(p) else None
             if for_weight is None:
                 turned = _turned(g, p.rotate_weight, 0, drawn)
-                sizes = _integer.terms("grad_weight", geometry, shapes)
-                integer = _integer.expected(p.compute, p.grad_weight, xs, sizes)
+                integer = _integer.expected(p.compute, p.grad_weight, xs, "grad_weight", geometry, shapes)
                 key_again = _fold(drawn, "grad_weight")
                 for_weight = _gradient(turned, p.grad_weight, grad_scale, grad_max, 0, key_again, integer)
                 if call.recording and for_input is None:
