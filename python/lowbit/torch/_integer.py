@@ -30,9 +30,9 @@ _FASTER = ("avx2", "avx-vnni", "avx512-vnni", "amx", "neon")
 _WIDE = 1 << 24
 #: Rows and terms from which a convolution's are: each number that is gathered is multiplied by so many. Measured as
 #: above, products alone, against torch's float32; kernels of 3 x 3 if not said. Forward 1.0 to 1.9 times from 64
-#: channels on (1 x 1: 1.7 to 2.7), 0.9 with 16 and 32. Towards the input INT4 1.0 to 2.0 (stride 2: 0.5), radix-4 0.7 to
-#: 1.2 (1 x 1: 1.2 to 2.6). Towards the weight INT4 1.4 to 5 on maps 16 and 32 wide, 0.6 to 1.3 on narrower ones, whose
-#: runs are short, radix-4 0.4 to 1.0 (1 x 1 once 2.3).
+#: channels on (1 x 1: 1.7 to 2.7), 0.9 with 16 and 32. Towards the input INT4 1.0 to 2.0 (stride 2: 0.5), radix-4 0.7
+#: to 1.2 (1 x 1: 1.2 to 2.6). Towards the weight INT4 1.4 to 5 on maps 16 and 32 wide, 0.6 to 1.3 on narrower ones,
+#: whose runs are short, radix-4 0.4 to 1.0 (1 x 1 once 2.3).
 _CHANNELS = 64
 _WIDTH = 16
 
