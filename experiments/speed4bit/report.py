@@ -19,7 +19,8 @@ COLORS = {"bfloat16": "#8a8a8a", "int8": "#c9a227", "simulated": "#7fb3d5", "int
 def ratios(row: dict[str, Any], name: str) -> np.ndarray:
     """How many times as fast as float32 a contender was, in each round."""
     ms = {key: np.array(times) for key, times in row["ms"].items()}
-    return ms["float32"] / ms[name]
+    whole = np.median(ms["float32"]) if len(ms[name]) < len(ms["float32"]) else ms["float32"]
+    return whole / ms[name]
 
 
 def line(row: dict[str, Any]) -> str:
@@ -60,6 +61,9 @@ def table(what: str, names: tuple[str, ...], rows: list[dict[str, Any]]) -> list
     for row in rows:
         cells = []
         for name in names[1:]:
+            if name not in row["ms"]:
+                cells.append("not timed")
+                continue
             low, middle, high = np.quantile(ratios(row, name), [0.25, 0.5, 0.75])
             cells.append(f"{np.median(row['ms'][name]):.2f} ms, {middle:.2f}x ({low:.2f}-{high:.2f})")
         first = f"{np.median(row['ms']['float32']):.2f}"
@@ -91,7 +95,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["what"] == what and row["threads"] == 1]
         for i, name in enumerate(names[1:]):
             shift = (i - (len(names) - 2) / 2) * 0.2
-            middles = [float(np.median(ratios(row, name))) for row in own]
+            middles = [float(np.median(ratios(row, name))) if name in row["ms"] else 0.0 for row in own]
             axis.barh(np.arange(len(own)) + shift, middles, 0.19, color=COLORS[name], label=TITLES[name])
         axis.axvline(1.0, color="black", linewidth=1)
         axis.set_yticks(range(len(own)), [row["case"] for row in own], fontsize=8)
