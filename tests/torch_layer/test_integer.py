@@ -275,6 +275,7 @@ def test_auto_takes_integers_for_convolutions_where_they_are_faster(monkeypatch:
     assert chosen("grad_weight", "int4", 64, 32)
     assert not chosen("grad_weight", "int4", 64, 8)
     assert not chosen("grad_weight", "radix4_odd", 64, 32)
+    assert chosen("grad_weight", "radix4_odd", 64, 32, kernel=1)
     monkeypatch.setattr(_core, "matmul_kernel", lambda: "portable")
     _integer._chosen.cache_clear()
     assert not chosen("forward", "uint4", 64, 32)

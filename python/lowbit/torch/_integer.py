@@ -32,7 +32,8 @@ _WIDE = 1 << 24
 #: above, products alone, against torch's float32; kernels of 3 x 3 if not said. Forward 1.0 to 1.9 times from 64
 #: channels on (1 x 1: 1.7 to 2.7), 0.9 with 16 and 32. Towards the input INT4 1.0 to 2.0 (stride 2: 0.5), radix-4 0.7
 #: to 1.2 (1 x 1: 1.2 to 2.6). Towards the weight INT4 1.4 to 5 on maps 16 and 32 wide, 0.6 to 1.3 on narrower ones,
-#: whose runs are short, radix-4 0.4 to 1.0 (1 x 1 once 2.3).
+#: whose runs are short, radix-4 0.4 to 1.0 (1 x 1: 0.8 and 2.3 on wide maps, where both gradients together take 0.6
+#: and 0.8 of the layer's time on floats).
 _CHANNELS = 64
 _WIDTH = 16
 
@@ -132,11 +133,9 @@ def _asked(compute: str, a: str, b: str, which: Which, geometry: Convolution | N
     chosen = _chosen(compute, a, b, *sizes[which], _WIDE)
     if not chosen or compute == "integer":
         return chosen
-    if min(sizes[which]) < _CHANNELS:
+    if min(sizes[which]) < _CHANNELS or (_wide(a, b) and max(w[2:]) > 1):
         return False
-    if which == "grad_input":
-        return max(geometry.stride) == 1 and (not _wide(a, b) or max(w[2:]) == 1)
-    return not _wide(a, b) and (which == "forward" or y[-1] >= _WIDTH)
+    return which == "forward" or (max(geometry.stride) == 1 if which == "grad_input" else y[-1] >= _WIDTH)
 
 
 def _turned(codes: Codes, turn: bool) -> tuple[int, int]:
