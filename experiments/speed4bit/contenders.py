@@ -23,7 +23,7 @@ TITLES = {
     "simulated": "4 bits on float32",
     "integer": "4 bits on integers",
 }
-_COMPUTE = {"simulated": "float", "integer": "integer"}
+_COMPUTE = {"simulated": "float", "integer": "auto"}
 
 
 def step(case: Case, contender: str) -> Call:

@@ -90,7 +90,7 @@ def parts(rows: list[dict[str, Any]]) -> list[str]:
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     """How many times as fast as float32, one thread."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
     for axis, what, names in zip(axes, ("training", "inference"), (TRAINING, INFERENCE), strict=True):
         own = [row for row in rows if row["what"] == what and row["threads"] == 1]
         for i, name in enumerate(names[1:]):
@@ -102,6 +102,6 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         axis.invert_yaxis()
         axis.set_xlabel("times as fast as float32 (one thread)")
         axis.set_title({"training": "A training step", "inference": "Inference"}[what])
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
