@@ -1,7 +1,7 @@
 //! Products of matrices of packed codes: sums of integers, exact, so the same on every CPU and any number of threads.
 //!
 //! A code is a whole number of its format's steps ([`Steps`]). Blocks of the result are computed apart, each by one
-//! thread: its parts of a and b are decoded into panels as a [`Kernel`] wants them, a few hundred places of the inner
+//! thread: its parts of a and b are decoded into panels as a `Kernel` wants them, a few hundred places of the inner
 //! dimension at a time, multiplied tile by tile into 32-bit sums, and what is finished is scaled. Sums are taken modulo
 //! 2^32, which loses nothing as long as the sum itself fits: longer ones are cut, and their parts added in 64 bits.
 
