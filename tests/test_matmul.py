@@ -95,6 +95,7 @@ SCALES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"axis": 0, "block_size": 5, "scale": [[0.1], [0.3]]}, {"axis": 1, "block_size": 20, "scale": [[0.2, 0.7]]}),
     ({"axis": 1, "block_size": 5000}, {"axis": 0, "block_size": 1}),
     ({"scale": 2.0**-100}, {"scale": 2.0**-40}),
+    ({"scale": 2.0**100}, {"scale": 2.0**40}),
     ({"scale": np.full((1, 1), 0.1)}, {"scale": 0.3}),
 ]
 
@@ -106,6 +107,12 @@ def test_every_layout_of_scales(
 ) -> None:
     for k in (70, 1300):
         check((9, 35, k), pair, (False, False), *options)
+
+
+def test_scales_whose_product_float32_has_not(level: str) -> None:
+    x = lb.quantize([[2.0**-6 * 2.0**100], [0.0]], "radix4", scale=2.0**100)
+    y = lb.quantize([[2.0**-6 * 2.0**28]], "radix4", scale=2.0**28)
+    assert_same(lb.matmul(x, y), np.float32([[2.0**116], [0.0]]))
 
 
 @pytest.mark.parametrize("blocked", ["mxfp4", "nvfp4", "mxint8", "block(int4_symmetric,e8m0,32)"])

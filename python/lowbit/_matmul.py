@@ -60,8 +60,8 @@ def matmul(
 
     With ``s = fl32(sum of products)``, in units of what formats call ``smallest``, the result is
     ``fl32(s * fl32(scale_a * scale_b))`` where both operands have one scale (``fl32(fl32(s * scale_a) * scale_b)``
-    where that product is below 2**-126), ``fl32(fl32(s * scale_a) * scale_b)`` where a row or column has its own, and
-    with blocks the float32 sum, block after block from zero, of ``fl32(s * fl32(scale_a * scale_b))``.
+    where that product is below 2**-126 or beyond float32), ``fl32(fl32(s * scale_a) * scale_b)`` where a row or column
+    has its own, and with blocks the float32 sum, block after block from zero, of ``fl32(s * fl32(scale_a * scale_b))``.
 
     The method is that of Jacob et al., arXiv:1712.05877, section 2.2, without zero points.
 

@@ -88,7 +88,7 @@ pub(super) enum Columns<'a> {
 }
 
 /// The factors of a row, in order. Where both operands have one scale for the matrix, the only factor is their product,
-/// rounded once (unless it is too small to be a normal number).
+/// rounded once (unless it is too small to be a normal number, or too large for any).
 #[inline(always)]
 pub(super) fn factors<'a>(a: &Scale, b: &Scale<'a>, (of_a, of_b): (usize, usize), row: usize) -> (f32, Columns<'a>) {
     let of_row = a.at(of_a, row, 0);
@@ -97,7 +97,7 @@ pub(super) fn factors<'a>(a: &Scale, b: &Scale<'a>, (of_a, of_b): (usize, usize)
     }
     let of_column = b.at(of_b, 0, 0);
     let both = f64::from(of_row) * f64::from(of_column);
-    if a.lines == 1 && both >= f64::from(f32::MIN_POSITIVE) {
+    if a.lines == 1 && (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&both) {
         return (both as f32, Columns::One(1.0));
     }
     (of_row, Columns::One(of_column))

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 import lowbit as lb
 import lowbit.torch
 from lowbit import _core
-from lowbit.torch import Products, Recipe, _integer, recipes
+from lowbit.torch import Products, Recipe, Spec, _integer, recipes
 from lowbit.torch import nn as quantized
-from lowbit.torch._contract import Convolution
+from lowbit.torch._contract import Convolution, steps
+from lowbit.torch._operands import Operand, rescaled
+from lowbit.torch._operands import quantized as quantized_operand
 from torch_layer.layer_support import RECIPES, normal
 
 #: How many of a hidden layer's three products are integers.
@@ -280,6 +282,50 @@ def test_auto_takes_integers_for_convolutions_where_they_are_faster(monkeypatch:
     _integer._chosen.cache_clear()
     assert not chosen("forward", "uint4", 64, 32)
     _integer._chosen.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_the_default_dtype_is_of_no_account(kind: str, dtype: torch.dtype) -> None:
+    layer, shape = (nn.Linear(8, 6), (3, 8)) if kind == "linear" else (nn.Conv2d(4, 6, 3), (2, 4, 5, 5))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        compare(nn.Sequential(layer.to(dtype)), recipes.sun2020(), [normal(*shape).to(dtype)])
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_nor_is_the_default_device() -> None:
+    model = lowbit.torch.prepare(network(), recipes.ternary(), compute="integer")
+    x = normal(3, 40)
+    want = model(x)
+    with torch.device("meta"):
+        assert torch.equal(model(x), want)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((2, 4, 2, 5), "Kernel size"), ((2, 4, 1, 5), "Kernel size"), ((2, 3, 5, 5), "4 channels")],
+    ids=str,
+)
+def test_what_a_kernel_does_not_fit_is_an_error(shape: tuple[int, ...], message: str) -> None:
+    recipe = recipes.int4_forward()
+    model = nn.Sequential(nn.Conv2d(4, 6, 3))
+    model = lowbit.torch.prepare(model, replace(recipe, first=recipe.inner, last=recipe.inner), compute="integer")
+    with pytest.raises(RuntimeError, match=message):
+        model(normal(*shape))
+
+
+def test_scales_whose_product_float32_has_not() -> None:
+    """A power of two may be in the numbers or with the codes: zeros stay zeros."""
+    spec = Spec("int4_symmetric", scale=2.0**60)
+    g, w = torch.tensor([[2.0**60, 0.0], [0.0, 0.0]]), torch.tensor([[1.0], [0.0]])
+    weight = Operand(w, torch.tensor(2.0**100), steps("int4_symmetric"))
+    for integer in (False, True):
+        a = quantized_operand(g, spec, axis=1, integer=integer)
+        y = rescaled(a.values @ w, a, weight)
+        assert y.tolist() == [[float("inf")], [0.0]]
 
 
 def test_another_compute_is_refused() -> None:

@@ -14,6 +14,9 @@ from lowbit.reference.scales import spread
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: The largest number of float32.
+_MOST = float(np.finfo(np.float32).max)
+
 
 def _steps(q: Quantized) -> tuple[NDArray[np.int64], np.float32]:
     """Count how many of the format's smallest value every code stands for."""
@@ -75,8 +78,8 @@ def matmul(
         of_row, of_column = scale_x[:, first : first + 1], scale_y[first : first + 1]
         if sizes:
             result = result + value * f32(of_row * of_column)
-        elif one and float(of_row.flat[0]) * float(of_column.flat[0]) >= 2.0**-126:
-            result = value * np.float32(float(of_row.flat[0]) * float(of_column.flat[0]))
+        elif one and 2.0**-126 <= (both := float(of_row.flat[0]) * float(of_column.flat[0])) <= _MOST:
+            result = value * np.float32(both)
         else:
             result = value * of_row * of_column
     return f32(result)

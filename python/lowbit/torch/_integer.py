@@ -43,7 +43,7 @@ def matmul(compute: str, a: Operand, b: Operand, *, turn_a: bool = False, turn_b
     if a.codes is not None and b.codes is not None and on_core(a.codes.packed):
         (m, k), (terms, n) = _turned(a.codes, turn_a), _turned(b.codes, turn_b)
         if k == terms and _chosen(compute, a.codes.format, b.codes.format, m, k, n):
-            y = torch.empty(m, n)
+            y = torch.empty(m, n, dtype=torch.float32, device="cpu")
             of_a, of_b = (a.codes.packed.numpy(), a.codes.format), (b.codes.packed.numpy(), b.codes.format)
             (rows_a, columns_a), (rows_b, columns_b) = a.codes.shape, b.codes.shape
             _core.code_product(*of_a, rows_a, columns_a, turn_a, *of_b, rows_b, columns_b, turn_b, y.numpy())
@@ -56,9 +56,11 @@ def forward(compute: str, geometry: Convolution, x: Operand, w: Operand, layout:
     """Compute y of x and w, in a layout."""
     if x.codes is not None and w.codes is not None:
         shape = geometry.result_shape(x.codes.shape, w.codes.shape)
-        y = _convolved("forward", compute, geometry, (x.codes.shape, w.codes.shape, shape), x.codes, w.codes)
-        if y is not None:
-            return y.contiguous(memory_format=layout)
+        # What does not fit is left to torch, which says so.
+        if min(shape[2:]) > 0 and x.codes.shape[1] == w.codes.shape[1] * geometry.groups:
+            y = _convolved("forward", compute, geometry, (x.codes.shape, w.codes.shape, shape), x.codes, w.codes)
+            if y is not None:
+                return y.contiguous(memory_format=layout)
     values = x.values.contiguous(memory_format=layout)
     return geometry.forward(values, w.values, x.steps, w.steps).contiguous(memory_format=layout)
 
@@ -92,7 +94,7 @@ def _convolved(which: Which, compute: str, geometry: Convolution, shapes: Shapes
     """Compute a product of a convolution on codes, if integers are chosen."""
     if not on_core(a.packed) or not _asked(compute, a.format, b.format, which, geometry, shapes):
         return None
-    out = torch.empty(tuple(shapes[_PRODUCTS.index(which)]))
+    out = torch.empty(tuple(shapes[_PRODUCTS.index(which)]), dtype=torch.float32, device="cpu")
     # One dimension is the second of two.
     one = (1,) * (4 - out.dim())
     _core.code_convolution(

@@ -22,8 +22,8 @@ from lowbit.torch import _codes
 from lowbit.torch._contract import Steps, steps
 from lowbit.torch._spec import Rotation, Spec
 
-#: Below it float32 loses digits.
-_LEAST = 2.0**-126
+#: Below it float32 loses digits, above it it has no numbers.
+_LEAST, _MOST = 2.0**-126, float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def factors(*operands: Operand) -> list[float | Tensor]:
     if len(scales) == 2 and scales[0].numel() == scales[1].numel() == 1:
         # Two float32 numbers multiply exactly in float64, which is rounded to float32 once.
         both = float(scales[0]) * float(scales[1])
-        if not 0 < both < _LEAST:
+        if not (0 < both < _LEAST or both > _MOST):
             return [both]
     return [float(scale) if scale.numel() == 1 else scale for scale in scales]
 
