@@ -5,10 +5,27 @@ use super::*;
 use crate::formats::Format;
 use crate::pack;
 
-/// Codes that look random, packed.
-fn codes(n: usize, bits: u32, seed: u32) -> (Vec<u8>, Vec<u8>) {
+/// What a matrix is made of.
+#[derive(Clone, Copy, Debug)]
+enum Fill {
+    /// Codes that look random.
+    Mixed,
+    /// The format's lowest number.
+    Low,
+    /// Its highest.
+    High,
+}
+
+fn codes(n: usize, format: &Format, fill: Fill, seed: u32) -> (Vec<u8>, Vec<u8>) {
+    let (bits, table) = (format.bits, format.decode_table());
     let code = |i: usize| ((i as u32).wrapping_mul(0x9e37_79b9).wrapping_add(seed) ^ (i as u32) << 7) >> 13;
-    let codes: Vec<u8> = (0..n).map(|i| (code(i) & ((1 << bits) - 1)) as u8).collect();
+    let mut ascending: Vec<u8> = (0..table.len()).map(|code| code as u8).collect();
+    ascending.sort_by(|a, b| table[usize::from(*a)].total_cmp(&table[usize::from(*b)]));
+    let codes: Vec<u8> = match fill {
+        Fill::Mixed => (0..n).map(|i| (code(i) & ((1 << bits) - 1)) as u8).collect(),
+        Fill::Low => vec![ascending[0]; n],
+        Fill::High => vec![ascending[ascending.len() - 1]; n],
+    };
     let mut packed = vec![0; pack::packed_len(n, bits)];
     assert!(pack::pack(&codes, bits, &mut packed).is_ok(), "{n} codes of {bits} bits");
     (codes, packed)
@@ -26,13 +43,18 @@ fn naive(a: &[f32], b: &[f32], (m, n, k): (usize, usize, usize), (a_along, b_alo
     out
 }
 
-fn check(formats: (&str, &str), (m, n, k): (usize, usize, usize), along: (bool, bool)) {
+fn check(formats: (&str, &str), shape: (usize, usize, usize), along: (bool, bool)) {
+    check_filled(formats, (Fill::Mixed, Fill::Mixed), shape, along);
+}
+
+fn check_filled(formats: (&str, &str), fills: (Fill, Fill), (m, n, k): (usize, usize, usize), along: (bool, bool)) {
     let Ok(a_format) = Format::named(formats.0) else { unreachable!("{formats:?}") };
     let Ok(b_format) = Format::named(formats.1) else { unreachable!("{formats:?}") };
     let (Ok(a_steps), Ok(b_steps)) = (Steps::of("a", &a_format), Steps::of("b", &b_format)) else {
         unreachable!("{formats:?}")
     };
-    let ((a_codes, a_packed), (b_codes, b_packed)) = (codes(m * k, a_format.bits, 1), codes(k * n, b_format.bits, 2));
+    let ((a_codes, a_packed), (b_codes, b_packed)) =
+        (codes(m * k, &a_format, fills.0, 1), codes(k * n, &b_format, fills.1, 2));
     let numbers = |format: &Format, codes: &[u8]| -> Vec<f32> {
         let table = format.decode_table();
         codes.iter().map(|code| table[usize::from(*code)]).collect()
@@ -51,7 +73,7 @@ fn check(formats: (&str, &str), (m, n, k): (usize, usize, usize), along: (bool, 
             let done = product_by(level, kernel, &a, &b, &Scaling::Factor(1.0), &mut out);
             assert!(done.is_ok(), "{done:?}");
             let wrong = out.iter().zip(&want).position(|(out, want)| out.to_bits() != (want + 0.0).to_bits());
-            let of = format!("{} {level:?} {formats:?} {m} x {n} x {k} {along:?}", kernel.name());
+            let of = format!("{} {level:?} {formats:?} {fills:?} {m} x {n} x {k} {along:?}", kernel.name());
             assert_eq!(wrong, None, "{of}: {:?}", wrong.map(|i| (out[i], want[i])));
         }
     }
@@ -157,8 +179,24 @@ fn a_few_rows_take_the_short_way_to_the_same_numbers() {
 
 #[test]
 fn long_sums_do_not_wrap() {
-    // All ones but the sign: the largest products of their formats.
     for (formats, k) in [(("uint8", "uint8"), 70_001), (("radix4", "radix4"), 70_001), (("int4", "int4"), 1 << 17)] {
-        check(formats, (3, 5, k), (true, false));
+        for fills in [(Fill::Mixed, Fill::Mixed), (Fill::High, Fill::High)] {
+            check_filled(formats, fills, (3, 5, k), (true, false));
+        }
+    }
+}
+
+/// Of random codes sums stay small: narrow sums must hold as many of the largest products as they are given.
+#[test]
+fn sums_of_the_largest_products_do_not_overflow_on_the_way() {
+    for a in FORMATS {
+        for b in FORMATS {
+            for fills in
+                [(Fill::Low, Fill::Low), (Fill::Low, Fill::High), (Fill::High, Fill::Low), (Fill::High, Fill::High)]
+            {
+                check_filled((a, b), fills, (2, 3, 1100), (true, true));
+                check_filled((a, b), fills, (7, 5, 1100), (true, false));
+            }
+        }
     }
 }
